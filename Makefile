@@ -1,0 +1,25 @@
+# Every target builds .venv itself; nothing else needs to be installed but Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot,progress,test]"
+	touch $@
+
+demo: $(VENV)/.installed  ## digits, end to end: a pipeline, a grid search, a comparison, a picture
+	$(BIN)/python benchmarks/demo.py
+
+test: $(VENV)/.installed  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,69 @@
+"""The one boundary between numpy and torch: arrays, dtypes, devices, random states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+_TORCH_DTYPE = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
+
+
+def resolve_device(device: Any) -> torch.device:
+    """``"auto"`` (CUDA where present, else the CPU), or anything that ``torch.device`` takes.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not available here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {error}") from error
+    return resolved
+
+
+def to_tensor(array: NDArray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor copy of ``array`` (which may be read-only)."""
+    if dtype is None:
+        dtype = _TORCH_DTYPE[array.dtype]
+    return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+
+def to_numpy(tensor: Tensor) -> NDArray:
+    """A numpy array that shares nothing with the graph."""
+    return tensor.detach().cpu().numpy()
+
+
+def generator_from_seed(seed: int, device: torch.device) -> torch.Generator:
+    """A generator on ``device``; the global one is not touched."""
+    return torch.Generator(device=device).manual_seed(int(seed))
+
+
+def draw_seed(random_state: Any) -> int:
+    """A seed from an int, a ``RandomState``, or, for None, from the operating system.
+
+    scikit-learn's convention for None is numpy's global generator; that would be advanced by the
+    call, and nothing here touches global state.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def state_to_arrays(module: nn.Module) -> dict[str, NDArray]:
+    """The parameters and buffers of ``module`` as plain numpy arrays."""
+    return {name: to_numpy(value).copy() for name, value in module.state_dict().items()}
+
+
+def load_arrays(module: nn.Module, arrays: dict[str, NDArray]) -> None:
+    """Fill ``module`` from :func:`state_to_arrays`."""
+    module.load_state_dict({name: torch.tensor(np.array(v)) for name, v in arrays.items()})

@@ -1,0 +1,119 @@
+r"""The joint energy E_θ(x, z) = −log p_0(x, z) + f_θ(x, z) as a torch module, and its tilts f_θ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..langevin import LogDensity
+from ..networks import MLP
+from ..reference import Reference
+
+
+class NetworkTilt(nn.Module):
+    r"""f(x, z) = network of (x, z), zero at the start.
+
+    Parameters
+    ----------
+    bound : float or None
+        c of f = c tanh(network / c). Where \|f\| ≤ c, Z lies between e⁻ᶜ and eᶜ whatever the tails
+        of the reference, and a well that N reference draws all miss adds at most about eᶜ/N to
+        Z: no well can be both deep and hidden. None leaves f unbounded.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        hidden_layer_sizes: tuple[int, ...],
+        *,
+        bound: float | None,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.bound = bound
+        self.net = MLP([n_features, n_components], hidden_layer_sizes, 1, generator=generator)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        value = self.net(x, z)[..., 0]
+        return value if self.bound is None else self.bound * torch.tanh(value / self.bound)
+
+
+class ModuleTilt(nn.Module):
+    """f(x, z) = E(x, z) + log p_0(x, z), for an energy E given as a whole by the user's module."""
+
+    def __init__(self, module: nn.Module, reference: Reference) -> None:
+        super().__init__()
+        self.module = module
+        # In a tuple, so that its parameters are not registered a second time.
+        self._reference = (reference,)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
+        flat_x = x.expand(*shape, x.shape[-1]).reshape(-1, x.shape[-1])
+        flat_z = z.expand(*shape, z.shape[-1]).reshape(-1, z.shape[-1])
+        energy = self.module(flat_x, flat_z)
+        if energy.shape != flat_x.shape[:1]:
+            raise ValueError(
+                f"the energy module returned shape {tuple(energy.shape)} for {len(flat_x)} pairs "
+                f"(x, z); it must return one energy a pair, shape ({len(flat_x)},)."
+            )
+        return energy.reshape(shape) + self._reference[0].log_prob(x, z)
+
+
+class JointEnergy(nn.Module):
+    """E_θ(x, z) in nats, in standardised units.
+
+    Parameters
+    ----------
+    reference : Reference
+    tilt : module (x, z) → f, or None
+        None means f ≡ 0: the energy is normalised.
+    train_reference : bool
+        False freezes p_0 where it starts.
+    """
+
+    def __init__(
+        self, reference: Reference, tilt: nn.Module | None, *, train_reference: bool
+    ) -> None:
+        super().__init__()
+        self.reference = reference
+        self.tilt = tilt
+        self.train_reference = train_reference
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Energies ``(...)`` of ``x (..., d)`` and ``z (..., k)``, which broadcast."""
+        energy = -self.reference.log_prob(x, z)
+        return energy if self.tilt is None else energy + self.tilt(x, z)
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether E is linear-Gaussian, so that posterior and evidence have closed forms."""
+        return self.tilt is None and self.reference.is_linear
+
+    def log_tilt(self, v: Tensor) -> Tensor:
+        """−f at joint coordinates ``v (..., k + d)``, where p(v) ∝ N(v; 0, I) exp(−f)."""
+        if self.tilt is None:
+            return v.new_zeros(v.shape[:-1])
+        return -self.tilt(*self.reference.split(v))
+
+    def posterior(self, x: Tensor) -> LogDensity:
+        """log p(x, z) + const as a function of ``z (n, p, k)``, for rows ``x (n, d)``."""
+        rows = x[:, None]
+        return lambda z: -self(rows, z)
+
+    def reference_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of p_0 that are learned; none where it is frozen."""
+        return iter(self.reference.parameters() if self.train_reference else ())
+
+    def tilt_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of f."""
+        return iter(() if self.tilt is None else self.tilt.parameters())
+
+    def decayed_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that weight decay pulls to zero: network matrices and the mixing."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2 and name != "reference.weight":
+                yield parameter

@@ -1,0 +1,63 @@
+"""The base of the energy specifications, and the checks they share. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
+
+from sklearn.base import BaseEstimator
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._joint import JointEnergy
+
+
+class EnergySpec(BaseEstimator):
+    """Hyper-parameters of an energy, and how to build it.
+
+    A specification is to ``LVEBMEstimator`` what a kernel is to ``GaussianProcessRegressor``: it
+    holds parameters only, so it clones, prints, pickles and nests (``energy__min_scale``).
+    """
+
+    min_scale: float
+
+    @abstractmethod
+    def build(
+        self, n_features: int, n_components: int, *, generator: torch.Generator
+    ) -> JointEnergy:
+        """Make the torch module E(x, z).
+
+        Parameters
+        ----------
+        n_features, n_components : int
+            Sizes d of x and k of z.
+        generator : torch.Generator
+            Source of every random initial weight.
+
+        Returns
+        -------
+        energy : torch.nn.Module
+
+        Raises
+        ------
+        ValueError
+            If a hyper-parameter is out of range.
+        """
+
+    def _checked_min_scale(self) -> float:
+        value = self.min_scale
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise ValueError(f"min_scale must be a positive number, got {value!r}.")
+        return float(value)
+
+
+def checked_sizes(name: str, sizes: int | Iterable[int]) -> tuple[int, ...]:
+    """Hidden layer sizes as a tuple; a lone integer is one layer."""
+    values = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)  # type: ignore[arg-type]
+    if not values or not all(isinstance(v, Integral) and v > 0 for v in values):
+        raise ValueError(f"{name} must hold one or more positive integers, got {sizes!r}.")
+    return tuple(int(v) for v in values)

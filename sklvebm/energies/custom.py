@@ -1,0 +1,53 @@
+"""A user's own torch module as the energy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._spec import EnergySpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._joint import JointEnergy
+
+
+class CustomEnergy(EnergySpec):
+    """E(x, z) given by a module of the user's; proposals come from a Gaussian fitted to the data.
+
+    Parameters
+    ----------
+    factory : callable
+        A ``torch.nn.Module`` class, or a function that returns a module, called as
+        ``factory(n_features, n_components)``. The module maps ``x (n, n_features)``, standardised,
+        and ``z (n, n_components)`` to energies ``(n,)`` in nats. exp(−E) must be integrable.
+    min_scale : float, default=1e-3
+        Lower bound of the Gaussian's noise, in standard deviations of a feature.
+    """
+
+    def __init__(self, factory, min_scale=1e-3):
+        self.factory = factory
+        self.min_scale = min_scale
+
+    def build(
+        self, n_features: int, n_components: int, *, generator: torch.Generator
+    ) -> JointEnergy:
+        import torch
+
+        from ..reference import Reference
+        from ._joint import JointEnergy, ModuleTilt
+
+        # The user's layers draw from the global generator: lend them ours, then give it back.
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.factory(n_features, n_components)
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(
+                "energy must return a torch.nn.Module when called with (n_features, "
+                f"n_components), got {type(module).__name__}."
+            )
+        reference = Reference(
+            n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
+        )
+        return JointEnergy(reference, ModuleTilt(module, reference), train_reference=False)

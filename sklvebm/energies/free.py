@@ -1,0 +1,41 @@
+"""The paper's form: a free joint network on a frozen Gaussian reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._spec import EnergySpec, checked_sizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._joint import JointEnergy
+
+
+class FreeEnergy(EnergySpec):
+    r"""E(x, z) = −log N(x, z) + f(x, z) with a frozen Gaussian: probabilistic PCA.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(128, 128)
+        Hidden layers of f, zero at the start.
+    min_scale : float, default=1e-3
+        Lower bound of the Gaussian's noise, in standard deviations of a feature.
+    """
+
+    def __init__(self, hidden_layer_sizes=(128, 128), min_scale=1e-3):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.min_scale = min_scale
+
+    def build(
+        self, n_features: int, n_components: int, *, generator: torch.Generator
+    ) -> JointEnergy:
+        from ..reference import Reference
+        from ._joint import JointEnergy, NetworkTilt
+
+        reference = Reference(
+            n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
+        )
+        sizes = checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes)
+        tilt = NetworkTilt(n_features, n_components, sizes, bound=None, generator=generator)
+        return JointEnergy(reference, tilt, train_reference=False)

@@ -1,0 +1,80 @@
+"""The default energy: a learned, normalised reference and a free joint tilt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._spec import EnergySpec, checked_sizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ._joint import JointEnergy
+
+# Bound c of the tilt in nats; see NetworkTilt. e¹⁰ = 22,026 is near the number of reference draws
+# that log Z is taken from, so that what all of them miss cannot matter much.
+_TILT_BOUND = 10.0
+
+
+class TiltedEnergy(EnergySpec):
+    r"""E(x, z) = −log p_0(x, z) + f(x, z), both learned.
+
+    p_0 draws z ∼ N(0, I) and x = g(z) + A(s(z) ∘ t(ε)) with ε ∼ N(0, I); it starts as
+    probabilistic PCA. f is a network of (x, z), zero at the start,
+    and bounded: \|f\| ≤ 10 nats.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default=(128, 128)
+        Hidden layers of the network of p_0, which gives g and log s.
+    tilt_hidden_layer_sizes : tuple of int, default=(128, 128)
+        Hidden layers of f.
+    mixing : bool, default=False
+        Learn the linear map A of the residuals (of determinant one, the identity at the start).
+        Without it features are independent given z under p_0, so that every dependence must pass
+        through the latents. With it strongly correlated tables gain likelihood and the latents
+        lose information.
+    min_scale : float, default=1e-3
+        Lower bound of s, in standard deviations of a feature.
+
+    Examples
+    --------
+    >>> from sklvebm.energies import TiltedEnergy
+    >>> TiltedEnergy(hidden_layer_sizes=(64,))
+    TiltedEnergy(hidden_layer_sizes=(64,))
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(128, 128),
+        tilt_hidden_layer_sizes=(128, 128),
+        mixing=False,
+        min_scale=1e-3,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.tilt_hidden_layer_sizes = tilt_hidden_layer_sizes
+        self.mixing = mixing
+        self.min_scale = min_scale
+
+    def build(
+        self, n_features: int, n_components: int, *, generator: torch.Generator
+    ) -> JointEnergy:
+        from ..reference import Reference
+        from ._joint import JointEnergy, NetworkTilt
+
+        reference = Reference(
+            n_features,
+            n_components,
+            hidden_layer_sizes=checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes),
+            mixing=bool(self.mixing),
+            min_scale=self._checked_min_scale(),
+            generator=generator,
+        )
+        tilt = NetworkTilt(
+            n_features,
+            n_components,
+            checked_sizes("tilt_hidden_layer_sizes", self.tilt_hidden_layer_sizes),
+            bound=_TILT_BOUND,
+            generator=generator,
+        )
+        return JointEnergy(reference, tilt, train_reference=True)

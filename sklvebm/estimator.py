@@ -1,0 +1,646 @@
+"""``LVEBMEstimator``: validate, convert, delegate, store. No mathematics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
+
+from .energies import EnergySpec, as_spec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .model import Model
+
+_FLOATS = (np.float64, np.float32)
+_DEFAULT_STEPS = {"mala": 1, "ula": 10}
+
+
+class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Latent-variable energy-based model.
+
+    Fits one joint energy E(x, z) of an observation x and its latent vector z by maximum likelihood,
+    posed as a saddle problem: Langevin particles follow the conditional law of z given each row and
+    the joint law of (x, z), and the parameters climb between the two [1]_. It is a density
+    (``score_samples``, ``sample``) and a transformer (``transform``, ``inverse_transform``).
+
+    Parameters
+    ----------
+    n_components : int or None, default=None
+        Size k of the latent vector. None takes half the features, at least 2 and at most 10 (one
+        where there is one feature).
+    energy : str, EnergySpec, or torch.nn.Module class or factory, default="tilted"
+        - "tilted": a learned normalised reference, started at probabilistic PCA, plus a free joint
+          tilt; see :class:`~sklvebm.energies.TiltedEnergy`.
+        - "free": a free joint network on a frozen Gaussian, the form of [1]_; see
+          :class:`~sklvebm.energies.FreeEnergy`.
+        - "linear": linear-Gaussian, all in closed form; see
+          :class:`~sklvebm.energies.LinearEnergy`.
+        - a callable ``(n_features, n_components) -> torch.nn.Module`` whose module maps
+          ``x (n, d)`` (standardised) and ``z (n, k)`` to energies ``(n,)``.
+
+        Hyper-parameters nest: ``set_params(energy__hidden_layer_sizes=(64,))`` also works when
+        ``energy`` is a name, and replaces the name by its specification.
+    inference : {"langevin", "variational", "map"}, default="langevin"
+        What follows the latents of a row in training: persistent Langevin particles (an
+        unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
+        EM). It does not change what a fitted model answers.
+    dynamics : {"mala", "ula"}, default="mala"
+        "mala": Metropolis-adjusted Langevin steps for both flows, and independence sweeps from the
+        reference for the joint one. "ula": the unadjusted Langevin steps of [1]_ and nothing else,
+        whose stationary laws are biased by O(step size).
+    max_iter : int, default=2500
+        Largest number of parameter updates, over both stages (reference, then tilt).
+    batch_size : int, default=128
+        Rows an update.
+    n_particles : int, default=4
+        Latent particles a row. ``inference="map"`` has one point whatever this says.
+    n_steps : int or None, default=None
+        Langevin steps of each flow an update; None takes 1 for "mala" and 10 for "ula".
+    pool_size : int, default=2048
+        Number of joint negatives.
+    step_size : float or "auto", default="auto"
+        Langevin step size of both flows, in the coordinates they move in (preconditioned latents;
+        the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for "ula", to
+        the 0.9 that its steps would have been accepted with.
+    learning_rate : float, default=3e-3
+        Initial learning rate of the reference; the tilt learns at a third of it.
+    weight_decay : float, default=1.0
+        Decoupled decay of the networks' matrices, in units of the learning rate (AdamW).
+    tol : float, default=1e-2
+        Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
+    n_iter_no_change : int, default=5
+        Evaluations without improvement after which a stage stops. There are twenty evaluations in
+        ``max_iter`` updates.
+    validation_fraction : float, default=0.1
+        Share of the rows held out for stopping.
+    early_stopping : bool, default=True
+        Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
+        rows for ``max_iter`` updates.
+    warm_start : bool, default=False
+        Go on from the fitted model, training reference and tilt together, instead of starting anew.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the initial weights, the validation split, the batches, both flows, log Z, and the
+        noise of every later answer. None takes a fresh seed from the operating system; the global
+        generators of numpy and torch are never used.
+    device : str or torch.device, default="auto"
+        "auto" takes CUDA where present, else the CPU.
+    verbose : int, default=0
+        1 prints a line an evaluation.
+
+    Attributes
+    ----------
+    n_components_ : int
+    n_iter_ : int
+        Parameter updates run; 1 where the closed form was taken.
+    converged_ : bool
+        False where the held-out likelihood was still rising when ``max_iter`` was reached.
+    history_ : list of dict
+        One entry an evaluation: stage, update, energy gap, acceptances, and, under early stopping,
+        the held-out log-likelihood (nats a row, in standardised units).
+    log_partition_ : float
+        log Z in nats: what ``score_samples`` subtracts.
+    log_partition_std_ : float
+        Its standard error.
+    log_partition_bounds_ : tuple of float
+        Estimates that are low (forward, from the reference) and high (reverse, from the pool) in
+        expectation.
+    step_size_ : dict
+        Final step sizes, "conditional" and "joint".
+    diagnostics_ : dict
+        Final acceptances of both flows and of the independence sweeps, and the energy gap.
+    device_ : str
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+
+    Notes
+    -----
+    Likelihoods are in nats and in the units of the ``X`` given. Features are standardised inside.
+    ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
+    and fixed by ``fit``: the same row gets the same answer in any batch.
+
+    References
+    ----------
+    .. [1] Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
+       arXiv:2510.15447.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklvebm import LVEBMEstimator
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> model = LVEBMEstimator(n_components=2, energy="linear", random_state=0).fit(X)
+    >>> model.transform(X).shape
+    (150, 2)
+    >>> model.sample(3, random_state=0).shape
+    (3, 4)
+    """
+
+    def __init__(
+        self,
+        n_components=None,
+        *,
+        energy="tilted",
+        inference="langevin",
+        dynamics="mala",
+        max_iter=2500,
+        batch_size=128,
+        n_particles=4,
+        n_steps=None,
+        pool_size=2048,
+        step_size="auto",
+        learning_rate=3e-3,
+        weight_decay=1.0,
+        tol=1e-2,
+        n_iter_no_change=5,
+        validation_fraction=0.1,
+        early_stopping=True,
+        warm_start=False,
+        random_state=None,
+        device="auto",
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.energy = energy
+        self.inference = inference
+        self.dynamics = dynamics
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.n_particles = n_particles
+        self.n_steps = n_steps
+        self.pool_size = pool_size
+        self.step_size = step_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    # -- parameters ------------------------------------------------------------------------------
+
+    def set_params(self, **params):
+        """Set parameters, nested ones (``energy__...``) included.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : LVEBMEstimator
+        """
+        if any(name.startswith("energy__") for name in params):
+            energy = params.get("energy", self.energy)
+            if not isinstance(energy, EnergySpec):
+                # A name has no hyper-parameters of its own to set: its specification has.
+                params = {**params, "energy": as_spec(energy)}
+        return super().set_params(**params)
+
+    def _checked_options(self, n_features: int) -> dict[str, Any]:
+        """The validated parameters of training, defaults resolved."""
+
+        def integer(name: str, low: int = 1) -> int:
+            return int(check_scalar(getattr(self, name), name, Integral, min_val=low))
+
+        def positive(name: str, closed: bool = False) -> float:
+            boundaries = "left" if closed else "neither"
+            return float(
+                check_scalar(
+                    getattr(self, name), name, Real, min_val=0, include_boundaries=boundaries
+                )
+            )
+
+        for name, choices in (
+            ("inference", ("langevin", "variational", "map")),
+            ("dynamics", ("mala", "ula")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if isinstance(self.step_size, str) and self.step_size != "auto":
+            raise ValueError(f"step_size must be 'auto' or a number, got {self.step_size!r}.")
+        fraction = positive("validation_fraction")
+        if fraction >= 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}.")
+        default_components = min(n_features, max(2, min(10, -(-n_features // 2))))
+        return {
+            "n_components": (
+                default_components if self.n_components is None else integer("n_components")
+            ),
+            "inference": self.inference,
+            "dynamics": self.dynamics,
+            "max_iter": integer("max_iter"),
+            "batch_size": integer("batch_size"),
+            "n_particles": integer("n_particles"),
+            "n_steps": (
+                _DEFAULT_STEPS[self.dynamics] if self.n_steps is None else integer("n_steps")
+            ),
+            "pool_size": integer("pool_size", 2),
+            "step_size": "auto" if isinstance(self.step_size, str) else positive("step_size"),
+            "learning_rate": positive("learning_rate"),
+            "weight_decay": positive("weight_decay", closed=True),
+            "tol": positive("tol", closed=True),
+            "n_iter_no_change": integer("n_iter_no_change"),
+            "validation_fraction": fraction,
+            "early_stopping": bool(self.early_stopping),
+        }
+
+    # -- fitting ---------------------------------------------------------------------------------
+
+    def fit(self, X, y=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            At least two rows of finite real numbers.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : LVEBMEstimator
+
+        Raises
+        ------
+        ValueError
+            If ``X`` or a parameter is invalid.
+        DivergenceError
+            If training left the finite numbers and did not recover. As after an interrupt, the
+            estimator is then what it was before the call.
+        """
+        with self._all_or_nothing():
+            continued = self.warm_start and hasattr(self, "_model_state")
+            X = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2, reset=not continued)
+            if not continued:
+                self._scaler = StandardScaler().fit(X.astype(np.float64))
+                self._random_state = self._new_random_state()
+            self._train(X, start=self._model if continued else None)
+        return self
+
+    def partial_fit(self, X, y=None):
+        """Go on training with one pass over a batch; the first call starts the model.
+
+        The first batch sets the standardisation, the start at probabilistic PCA, and the reference
+        stage; later ones train reference and tilt together. Batches are not held out from.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : LVEBMEstimator
+
+        Raises
+        ------
+        ValueError
+            If ``X`` is invalid, or its features are not those of the first batch.
+        """
+        with self._all_or_nothing():
+            first = not hasattr(self, "_model_state")
+            X = validate_data(
+                self, X, dtype=_FLOATS, ensure_min_samples=2 if first else 1, reset=first
+            )
+            if first:
+                self._scaler = StandardScaler().fit(X.astype(np.float64))
+                self._random_state = self._new_random_state()
+            n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
+            n_before = 0 if first else self.n_iter_
+            history = [] if first else self.history_
+            self._train(
+                X,
+                start=None if first else self._model,
+                max_iter=n_updates,
+                early_stopping=False,
+            )
+            self.n_iter_ += n_before
+            self.history_ = history + self.history_
+        return self
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever ends the block early, an interrupt too, the estimator is as it was before."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _new_random_state(self) -> np.random.RandomState:
+        """The estimator's own stream, from which fits and unseeded draws take their seeds."""
+        from ._arrays import draw_seed
+
+        return np.random.RandomState(draw_seed(self.random_state))
+
+    def _train(self, X: NDArray, *, start: Model | None, **overrides: Any) -> None:
+        from ._arrays import resolve_device
+        from .training import Options, Trainer
+
+        spec = as_spec(self.energy)
+        if start is not None:
+            overrides["n_components"] = self.n_components_
+        options = Options(**{**self._checked_options(X.shape[1]), **overrides})
+        device = resolve_device(self.device)
+        trainer = Trainer(
+            self._standardise(X),
+            start.spec if start is not None else spec,
+            options,
+            random_state=self._random_state,
+            device=device,
+            report=self._report,
+            start=start,
+        )
+        model, outcome = trainer.run()
+        self._set_model(model)
+        self.n_components_ = self._n_features_out = options.n_components
+        self.n_iter_ = max(outcome.n_iter, 1)
+        self.converged_ = outcome.converged
+        self.history_ = outcome.history
+        self.step_size_ = {
+            "conditional": float(trainer.conditional.step_size.value),
+            "joint": float(trainer.pool.step_size.value),
+        }
+        last = outcome.history[-1] if outcome.history else {}
+        self.diagnostics_ = {
+            name: last[name] for name in last if name.startswith(("acceptance", "energy_gap"))
+        }
+        self.device_ = str(device)
+        self._warn()
+
+    def _warn(self) -> None:
+        if not self.converged_:
+            warnings.warn(
+                f"the held-out log-likelihood was still rising at max_iter={self.max_iter} "
+                "updates; increase max_iter.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        if self._model.log_partition.disagrees:
+            estimate = self._model.log_partition
+            warnings.warn(
+                f"the estimates of log Z disagree: {estimate.value:.2f} ± {estimate.std:.2f} from "
+                f"the pool and the reference together, {estimate.forward:.2f} from the reference "
+                "alone. score uses the larger, which makes it lower. A smaller learning_rate, a "
+                "larger pool_size or more weight_decay usually helps.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _report(self, row: dict) -> None:
+        if self.verbose:
+            score = row.get("log_likelihood")
+            held_out = "" if score is None else f", held-out log-likelihood {score:.3f} nats a row"
+            print(
+                f"[sklvebm] {row['stage']}, update {row['n_iter']}: "
+                f"energy gap {row['energy_gap']:.3f}{held_out}"
+            )
+
+    # -- the model, and its portable form --------------------------------------------------------
+
+    def _set_model(self, model: Model) -> None:
+        self._model_cache = model
+        self._model_state = model.to_arrays()
+        self.log_partition_ = model.log_partition.conservative
+        self.log_partition_std_ = model.log_partition.std
+        self.log_partition_bounds_ = (model.log_partition.forward, model.log_partition.reverse)
+
+    @property
+    def _model(self) -> Model:
+        """The torch model, rebuilt from arrays when first needed after loading."""
+        if not hasattr(self, "_model_cache"):
+            import torch
+
+            from .model import Model
+
+            wanted = torch.device(self.device_)
+            here = wanted.type != "cuda" or torch.cuda.is_available()
+            self._model_cache = Model.from_arrays(
+                self._model_state, wanted if here else torch.device("cpu")
+            )
+        return self._model_cache
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        state.pop("_model_cache", None)
+        return state
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_model_state")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _standardise(self, X: NDArray) -> NDArray:
+        return (X - self._scaler.mean_) / self._scaler.scale_
+
+    def _to_user_units(self, X: NDArray) -> NDArray:
+        return X * self._scaler.scale_ + self._scaler.mean_
+
+    @property
+    def _log_jacobian(self) -> float:
+        """Σ log scale: what a log-density loses on the way to the user's units."""
+        return float(np.log(self._scaler.scale_).sum())
+
+    def _rows(self, X: Any):
+        """Validated rows as a standardised tensor, the model in the same dtype, that dtype."""
+        check_is_fitted(self)
+        from ._arrays import to_tensor
+
+        X = validate_data(self, X, dtype=_FLOATS, reset=False)
+        standardised = self._standardise(X).astype(X.dtype)
+        model = self._model
+        tensor = to_tensor(standardised, model.device)
+        return tensor, model.cast(tensor.dtype), X.dtype
+
+    def _latents(self, Z: Any, n_rows: int | None = None) -> NDArray:
+        Z = check_array(Z, dtype=_FLOATS, input_name="Z")
+        if Z.shape[1] != self.n_components_:
+            raise ValueError(
+                f"Z has {Z.shape[1]} components, but {type(self).__name__} has "
+                f"n_components_={self.n_components_}."
+            )
+        if n_rows is not None and len(Z) != n_rows:
+            raise ValueError(f"X has {n_rows} rows and Z has {len(Z)}; they must be paired.")
+        return Z
+
+    def _generator(self, random_state: Any):
+        from ._arrays import draw_seed, generator_from_seed
+
+        source = self._random_state if random_state is None else random_state
+        return generator_from_seed(draw_seed(source), self._model.device)
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def transform(self, X):
+        """Posterior mean of the latents, E[z | x].
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            In prior standard deviations. The same row gets the same latents in any batch.
+        """
+        from ._arrays import to_numpy
+
+        x, model, _ = self._rows(X)
+        return to_numpy(model.posterior_mean(x))
+
+    def inverse_transform(self, Z):
+        """Mean of the observation given its latents, E[x | z].
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            In the user's units.
+        """
+        check_is_fitted(self)
+        from ._arrays import to_numpy, to_tensor
+
+        Z = self._latents(Z)
+        z = to_tensor(Z, self._model.device)
+        X = to_numpy(self._model.cast(z.dtype).conditional_mean(z))
+        return self._to_user_units(X).astype(Z.dtype)
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw observations from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState instance or None, default=None
+            None draws anew at each call, in a sequence that the estimator's ``random_state``
+            fixes; an int gives the same draw each time.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            In the user's units. Markov chains started from the joint pool.
+        """
+        check_is_fitted(self)
+        from ._arrays import to_numpy
+
+        n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        x, _ = self._model.sample(n_samples, self._generator(random_state))
+        return self._to_user_units(to_numpy(x).astype(np.float64))
+
+    def sample_posterior(self, X, n_samples=1, random_state=None):
+        """Draw latents given each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples_X, n_features)
+        n_samples : int, default=1
+            Draws a row.
+        random_state : int, RandomState instance or None, default=None
+            As in :meth:`sample`.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_samples_X, n_components)
+        """
+        from ._arrays import to_numpy
+
+        x, model, _ = self._rows(X)
+        n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        return to_numpy(model.sample_posterior(x, n_samples, self._generator(random_state)))
+
+    def score_samples(self, X):
+        """Normalised log-density of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_prob : ndarray of shape (n_samples,)
+            log p(x) in nats, in the user's units, float64.
+        """
+        return -self.free_energy(X) - self.log_partition_
+
+    def score(self, X, y=None):
+        """Mean normalised log-density: comparable across all hyper-parameters.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        log_likelihood : float
+            In nats a row, in the user's units.
+        """
+        return float(self.score_samples(X).mean())
+
+    def free_energy(self, X):
+        """Free energy F(x) = −log ∫ exp(−E(x, z)) dz.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        F : ndarray of shape (n_samples,)
+            In nats, float64; −F(x) − ``log_partition_`` is log p(x) in the user's units.
+        """
+        from ._arrays import to_numpy
+
+        x, model, _ = self._rows(X)
+        return self._log_jacobian - to_numpy(model.log_evidence(x)).astype(np.float64)
+
+    def joint_energy(self, X, Z):
+        """Joint energy E(x, z) of paired rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        Z : array-like of shape (n_samples, n_components)
+
+        Returns
+        -------
+        E : ndarray of shape (n_samples,)
+            In nats, float64; exp(−E − ``log_partition_``) is the joint density of x, in the user's
+            units, and z.
+        """
+        import torch
+
+        from ._arrays import to_numpy, to_tensor
+
+        x, model, dtype = self._rows(X)
+        z = to_tensor(self._latents(Z, len(x)).astype(dtype), model.device)
+        with torch.no_grad():
+            return to_numpy(model.energy(x, z)).astype(np.float64) + self._log_jacobian

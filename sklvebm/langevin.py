@@ -1,0 +1,266 @@
+r"""Markov kernels on any log-density: ULA, MALA, and moves that know a Gaussian reference.
+
+Every kernel is an ``init`` and a ``step(state, ...) -> (State, Info)``. ``State`` is what the next
+step reads; ``Info`` is what a person (or a step-size rule) reads. Positions have shape
+``(..., m)``: every leading index is a chain of its own, and all chains move at once. Nothing here
+knows of observations, latents or parameters.
+
+References
+----------
+G. O. Roberts and R. L. Tweedie (1996), "Exponential convergence of Langevin distributions and their
+discrete approximations", Bernoulli 2(4) (ULA, MALA). S. L. Cotter, G. O. Roberts, A. M. Stuart and
+D. White (2013), "MCMC methods for functions", Statistical Science 28(3) (proposals that leave the
+Gaussian reference invariant). L. Tierney (1994), "Markov chains for exploring posterior
+distributions", Annals of Statistics 22(4) (independence sampler).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LogDensity = Callable[[Tensor], Tensor]
+"""Maps positions ``(..., m)`` to log-densities ``(...)``, up to a constant, in nats."""
+
+
+class Noise:
+    """The only source of randomness of a kernel.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+    shared_dims : tuple of int, default=()
+        Dimensions along which one draw is shared (drawn once, then broadcast). Rows that share
+        their noise get the same answer in any batch, order or subset.
+    """
+
+    def __init__(self, generator: torch.Generator, shared_dims: tuple[int, ...] = ()) -> None:
+        self.generator = generator
+        self.shared_dims = shared_dims
+
+    def _shape(self, shape: torch.Size) -> list[int]:
+        return [1 if i in self.shared_dims else n for i, n in enumerate(shape)]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal draws that broadcast to the shape of ``like``."""
+        return torch.randn(
+            self._shape(like.shape), generator=self.generator, dtype=like.dtype, device=like.device
+        )
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform draws on [0, 1) that broadcast to the shape of ``like``."""
+        return torch.rand(
+            self._shape(like.shape), generator=self.generator, dtype=like.dtype, device=like.device
+        )
+
+
+class State(NamedTuple):
+    """Where the chains are: ``position (..., m)``, ``log_density (...)``, ``gradient (..., m)``."""
+
+    position: Tensor
+    log_density: Tensor
+    gradient: Tensor
+
+
+class Info(NamedTuple):
+    """What a step did.
+
+    ``acceptance (...)`` is min(1, Metropolis ratio) of the proposal. Unadjusted steps report the
+    ratio they would have been tested with: one minus its mean measures the discretisation bias.
+    """
+
+    acceptance: Tensor
+
+
+class Preconditioner(NamedTuple):
+    """A covariance C = L Lᵀ that shapes the steps: L and its inverse, ``(..., m, m)``."""
+
+    factor: Tensor
+    inverse_factor: Tensor
+
+    @classmethod
+    def from_covariance(cls, covariance: Tensor) -> Preconditioner:
+        """Cholesky factor of a symmetric positive definite ``covariance`` ``(..., m, m)``."""
+        factor = torch.linalg.cholesky(covariance)
+        eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        return cls(factor, inverse)
+
+
+def init(position: Tensor, log_density: LogDensity) -> State:
+    """Evaluate the log-density and its gradient at ``position``."""
+    with torch.enable_grad():
+        leaf = position.detach().requires_grad_(True)
+        value = log_density(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return State(leaf.detach(), value.detach(), gradient.detach())
+
+
+def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Rows of ``vectors (..., m)`` times ``matrixᵀ``; a batch of matrices goes along."""
+    return vectors @ matrix.transpose(-1, -2)
+
+
+def _accept(state: State, proposal: State, log_ratio: Tensor, noise: Noise) -> tuple[State, Info]:
+    """Metropolis test; a proposal that is not finite is rejected."""
+    log_ratio = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf)
+    accepted = noise.uniform(log_ratio).log() < log_ratio
+    moved = State(
+        torch.where(accepted[..., None], proposal.position, state.position),
+        torch.where(accepted, proposal.log_density, state.log_density),
+        torch.where(accepted[..., None], proposal.gradient, state.gradient),
+    )
+    return moved, Info(log_ratio.clamp(max=0.0).exp())
+
+
+def langevin_step(
+    state: State,
+    log_density: LogDensity,
+    *,
+    step_size: float | Tensor,
+    noise: Noise,
+    metropolis: bool,
+    preconditioner: Preconditioner | None = None,
+) -> tuple[State, Info]:
+    r"""One step of ULA (``metropolis=False``) or MALA.
+
+    .. math:: u' = u + η C ∇\log p(u) + \sqrt{2η}\, L ξ, \qquad C = L L^T, \; ξ ∼ N(0, I)
+
+    Unadjusted, the stationary law is off by O(η): for a Gaussian of precision A and C = I its
+    covariance is [A(I − ηA/2)]⁻¹.
+
+    Parameters
+    ----------
+    state : State
+    log_density : callable
+    step_size : float or Tensor broadcastable to ``(...)``
+        η > 0.
+    noise : Noise
+    metropolis : bool
+    preconditioner : Preconditioner, optional
+        Identity by default.
+    """
+    eta = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
+    eta = eta[..., None]
+    xi = noise.normal(state.position)
+    if preconditioner is None:
+        drift = eta * state.gradient
+        step = drift + (2 * eta).sqrt() * xi
+    else:
+        white_gradient = _apply(preconditioner.factor.transpose(-1, -2), state.gradient)
+        drift = eta * white_gradient
+        step = _apply(preconditioner.factor, drift + (2 * eta).sqrt() * xi)
+    proposal = init(state.position + step, log_density)
+    # In whitened coordinates the forward residual is exactly √(2η) ξ.
+    white_step = step if preconditioner is None else _apply(preconditioner.inverse_factor, step)
+    back_gradient = (
+        proposal.gradient
+        if preconditioner is None
+        else _apply(preconditioner.factor.transpose(-1, -2), proposal.gradient)
+    )
+    forward = (white_step - drift).square().sum(-1)
+    backward = (white_step + eta * back_gradient).square().sum(-1)
+    log_ratio = (
+        proposal.log_density - state.log_density + (forward - backward) / (4 * eta.squeeze(-1))
+    )
+    if metropolis:
+        return _accept(state, proposal, log_ratio, noise)
+    ratio = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
+    return proposal, Info(ratio)
+
+
+def gaussian_step(
+    state: State,
+    log_tilt: LogDensity,
+    *,
+    step_size: float | Tensor,
+    noise: Noise,
+) -> tuple[State, Info]:
+    r"""One Metropolis step of the exponential integrator for N(v; 0, I) exp(ℓ(v)).
+
+    .. math:: v' = e^{-h} v + (1 − e^{-h}) ∇ℓ(v) + \sqrt{1 − e^{-2h}}\, ξ
+
+    Where ℓ is constant the proposal leaves N(0, I) exactly invariant and is always accepted,
+    whatever h. ``log_tilt`` is ℓ; ``state`` holds ℓ and its gradient, not the full log-density.
+    """
+    h = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
+    decay, rest = torch.exp(-h)[..., None], -torch.expm1(-h)[..., None]
+    variance = -torch.expm1(-2 * h)[..., None]
+    v = state.position
+    mean = decay * v + rest * state.gradient
+    proposal = init(mean + variance.sqrt() * noise.normal(v), log_tilt)
+    w = proposal.position
+    back_mean = decay * w + rest * proposal.gradient
+    forward = (w - mean).square() / variance + v.square()
+    backward = (v - back_mean).square() / variance + w.square()
+    log_ratio = proposal.log_density - state.log_density + 0.5 * (forward - backward).sum(-1)
+    return _accept(state, proposal, log_ratio, noise)
+
+
+def independence_step(
+    position: Tensor, log_tilt_value: Tensor, log_tilt: LogDensity, *, noise: Noise
+) -> tuple[Tensor, Tensor, Info]:
+    r"""One independence-Metropolis sweep for N(v; 0, I) exp(ℓ(v)) with fresh draws from N(0, I).
+
+    Accepts with probability min(1, exp(ℓ(new) − ℓ(old))). Needs no gradient.
+
+    Returns
+    -------
+    position : Tensor of shape (..., m)
+    log_tilt_value : Tensor of shape (...)
+    info : Info
+    """
+    fresh = noise.normal(position).expand_as(position)
+    with torch.no_grad():
+        value = log_tilt(fresh)
+    log_ratio = value - log_tilt_value
+    log_ratio = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf)
+    accepted = noise.uniform(log_ratio).log() < log_ratio
+    return (
+        torch.where(accepted[..., None], fresh, position),
+        torch.where(accepted, value, log_tilt_value),
+        Info(log_ratio.clamp(max=0.0).exp()),
+    )
+
+
+class StepSize:
+    """A step size, fixed or adapted towards a mean acceptance by Robbins–Monro steps on its log.
+
+    Parameters
+    ----------
+    step_size : float or "auto"
+    initial : float or Tensor
+        Where "auto" starts; a tensor adapts each of its entries by its own chains.
+    target : float
+        Mean acceptance aimed at. 0.574 is optimal for MALA in high dimensions (Roberts and
+        Rosenthal 1998), a little more is safer in low ones.
+    rate : float
+        Size of a step on the log.
+    """
+
+    def __init__(
+        self, step_size: float | str, *, initial: float | Tensor, target: float, rate: float = 0.05
+    ) -> None:
+        self.adapts = step_size == "auto"
+        self.target, self.rate = target, rate
+        start = initial if self.adapts else float(step_size)
+        self.log_value = torch.as_tensor(start, dtype=torch.float64).log()
+
+    @property
+    def value(self) -> Tensor:
+        """Current step size."""
+        return self.log_value.exp()
+
+    def update(self, info: Info) -> None:
+        """Move towards the target, given what the last step accepted."""
+        if self.adapts:
+            acceptance = info.acceptance
+            dims = tuple(range(self.log_value.ndim, acceptance.ndim))
+            error = acceptance.mean(dims) - self.target if dims else acceptance - self.target
+            # Up to e⁻¹⁰ ... e²: past these the chain is broken, and the diagnostics say so.
+            moved = self.log_value + self.rate * error.to(self.log_value.device)
+            self.log_value = moved.clamp(-10.0, 2.0)

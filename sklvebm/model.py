@@ -1,0 +1,274 @@
+"""A trained model in standardised units, and what it answers.
+
+The estimator above speaks numpy and the user's units; everything here and below speaks tensors.
+Every answer about a row uses noise that all rows share, drawn anew from one seed at each call, so
+that a row's answer does not depend on its batch, order or neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
+from .energies import EnergySpec
+from .energies._joint import JointEnergy
+from .langevin import Noise, Preconditioner, StepSize, gaussian_step, init, langevin_step
+from .likelihood import LogPartition, Posterior, explore, importance
+from .particles import ACCEPTANCE, JointPool, regularised
+
+# Rows answered at once: bounds memory, and does not change the answers.
+_CHUNK = 256
+_N_CHAINS, _N_BURN, _N_KEEP = 8, 40, 20
+_N_IMPORTANCE = (256, 256)
+_N_POOL_MOVES = 25
+_N_CONDITIONAL = 512
+_MIN_ESS = 32.0
+
+
+class _SharedRows(Noise):
+    """Noise shared by all rows, the first dimension."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        super().__init__(generator_from_seed(seed, device), shared_dims=(0,))
+
+
+@dataclass
+class Model:
+    """A joint energy and what is needed to answer from it.
+
+    Parameters
+    ----------
+    spec : EnergySpec
+        What ``energy`` was built from.
+    energy : JointEnergy
+    start : Tensor of shape (d + 1, k)
+        Linear guess of E[z | x], where the chains of a row start.
+    covariance : Tensor of shape (k, k)
+        Pooled posterior covariance of a row, which shapes their steps.
+    pool : Tensor of shape (m, k + d)
+        Joint negatives in equilibrium, in the reference's coordinates.
+    log_partition : LogPartition
+    seed : int
+        Of every deterministic answer.
+    """
+
+    spec: EnergySpec
+    energy: JointEnergy
+    start: Tensor
+    covariance: Tensor
+    pool: Tensor
+    log_partition: LogPartition
+    seed: int
+    _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.pool.device
+
+    def cast(self, dtype: torch.dtype) -> Model:
+        """The same model with its arithmetic in ``dtype``; kept for the next call."""
+        if self.pool.dtype == dtype:
+            return self
+        if dtype not in self._casts:
+            self._casts[dtype] = Model(
+                self.spec,
+                copy.deepcopy(self.energy).to(dtype),
+                self.start.to(dtype),
+                self.covariance.to(dtype),
+                self.pool.to(dtype),
+                self.log_partition,
+                self.seed,
+            )
+        return self._casts[dtype]
+
+    def guess(self, x: Tensor) -> Tensor:
+        """Linear guess of E[z | x], ``(n, k)``."""
+        return x @ self.start[:-1] + self.start[-1]
+
+    def explore(self, x: Tensor, *, noise: Noise, guess: Tensor | None = None) -> Tensor:
+        """Particles ``(n, p, k)`` of the posterior of each row of ``x (n, d)``, by MALA."""
+        preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
+        guess = self.guess(x) if guess is None else guess
+        guess = guess[:, None].expand(-1, _N_CHAINS, -1)
+        start = guess + noise.normal(guess) @ preconditioner.factor.T
+        return explore(
+            start,
+            self.energy.posterior(x),
+            preconditioner=preconditioner,
+            initial_step_size=0.3,
+            n_burn=_N_BURN,
+            n_keep=_N_KEEP,
+            noise=noise,
+        )
+
+    def posterior(self, x: Tensor) -> Iterator[Posterior]:
+        """Posterior of each row of ``x (n, d)``, a chunk of rows at a time; deterministic."""
+        for rows in x.split(_CHUNK):
+            noise = _SharedRows(self.seed, self.device)
+            yield importance(
+                self.energy.posterior(rows),
+                self.explore(rows, noise=noise),
+                self.covariance,
+                sizes=_N_IMPORTANCE,
+                noise=noise,
+            )
+
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        """E[z | x], ``(n, k)``: in closed form where the energy has one."""
+        if self.energy.is_gaussian:
+            return self.energy.reference.linear_posterior(x)[0]
+        return torch.cat([posterior.mean for posterior in self.posterior(x)])
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """−F(x) = log ∫ exp(−E(x, z)) dz, ``(n,)``."""
+        if self.energy.is_gaussian:
+            return self.energy.reference.linear_log_prob(x)
+        return torch.cat([posterior.log_evidence for posterior in self.posterior(x)])
+
+    def sample_posterior(self, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Draws of z given each row, ``(n_samples, n, k)``: resampled, then moved by MALA."""
+        noise = Noise(generator)
+        if self.energy.is_gaussian:
+            mean, covariance = self.energy.reference.linear_posterior(x)
+            like = mean.expand(n_samples, *mean.shape)
+            return mean + noise.normal(like) @ torch.linalg.cholesky(covariance).T
+        return torch.cat(
+            [
+                self._resample(rows, posterior, n_samples, noise)
+                for rows, posterior in zip(x.split(_CHUNK), self.posterior(x), strict=True)
+            ],
+            dim=1,
+        )
+
+    def _resample(self, x: Tensor, posterior: Posterior, n: int, noise: Noise) -> Tensor:
+        """Draws ``(n, rows, k)``: weighted draws picked at random, then moved apart by MALA."""
+        picks = torch.multinomial(posterior.weights, n, True, generator=noise.generator)
+        z = posterior.draws.take_along_dim(picks[..., None], 1)
+        log_density = self.energy.posterior(x)
+        preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
+        state = init(z, log_density)
+        start = x.new_full((len(x),), 0.3)
+        step_size = StepSize("auto", initial=start, target=ACCEPTANCE["mala"], rate=0.3)
+        for _ in range(_N_BURN):
+            state, info = langevin_step(
+                state,
+                log_density,
+                step_size=step_size.value[:, None],
+                noise=noise,
+                metropolis=True,
+                preconditioner=preconditioner,
+            )
+            step_size.update(info)
+        return state.position.transpose(0, 1)
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Joint draws ``x (n, d)`` and ``z (n, k)``.
+
+        Without a tilt they are exact. With one, members of the pool are picked at random and moved
+        on, by independence sweeps from the reference and Metropolis-adjusted Langevin steps.
+        """
+        noise, width = Noise(generator), self.pool.shape[1]
+        if self.energy.tilt is None:
+            v = noise.normal(self.pool[:1].expand(n_samples, width))
+        else:
+            picks = torch.randint(
+                len(self.pool), (n_samples,), generator=generator, device=self.device
+            )
+            pool = JointPool(
+                self.pool[picks], dynamics="mala", n_steps=1, step_size="auto", noise=noise
+            )
+            for _ in range(_N_POOL_MOVES):
+                pool.advance(slice(None), self.energy.log_tilt)
+            v = pool.position
+        with torch.no_grad():
+            return self.energy.reference.split(v)
+
+    @torch.no_grad()
+    def conditional_mean(self, z: Tensor) -> Tensor:
+        """E[x | z], ``(n, d)``, for ``z (n, k)``.
+
+        The reference's mean where there is no tilt. Otherwise reference draws of x given z weighted
+        by exp(−f), as a correction to that mean; rows whose weights are too uneven are answered by
+        Langevin chains on the residual coordinates instead.
+        """
+        if self.energy.tilt is None:
+            return self.energy.reference.mean(z)
+        return torch.cat([self._conditional_mean(rows) for rows in z.split(_CHUNK)])
+
+    def _conditional_mean(self, z: Tensor) -> Tensor:
+        noise = _SharedRows(self.seed, self.device)
+        n, d = len(z), self.energy.reference.n_features
+        half = noise.normal(z.new_empty(1, _N_CONDITIONAL // 2, d).expand(n, -1, -1))
+        eps = torch.cat([half, -half], 1).expand(n, -1, -1)
+        x = self.energy.reference.from_noise(eps, z[:, None])
+        assert self.energy.tilt is not None
+        weights = torch.softmax(-self.energy.tilt(x, z[:, None]), 1)
+        mean = self.energy.reference.mean(z) + ((weights - 1 / _N_CONDITIONAL)[..., None] * x).sum(
+            1
+        )
+        poor = 1 / weights.square().sum(1) < _MIN_ESS
+        if bool(poor.any()):
+            mean[poor] = self._chained_mean(z[poor], noise)
+        return mean
+
+    def _chained_mean(self, z: Tensor, noise: Noise) -> Tensor:
+        reference, tilt = self.energy.reference, self.energy.tilt
+        assert tilt is not None
+
+        def log_tilt(eps: Tensor) -> Tensor:
+            return -tilt(reference.from_noise(eps, z[:, None]), z[:, None])
+
+        like = z.new_empty(1, 4 * _N_CHAINS, reference.n_features).expand(len(z), -1, -1)
+        state = init(noise.normal(like).expand_as(like), log_tilt)
+        start = z.new_full((len(z),), 0.1)
+        step_size = StepSize("auto", initial=start, target=ACCEPTANCE["mala"], rate=0.2)
+        total = torch.zeros_like(reference.loc.expand(len(z), -1))
+        for i in range(4 * _N_BURN):
+            state, info = gaussian_step(
+                state, log_tilt, step_size=step_size.value[:, None], noise=noise
+            )
+            if i < 3 * _N_BURN:
+                step_size.update(info)
+            else:
+                total = total + reference.from_noise(state.position, z[:, None]).mean(1)
+        return total / _N_BURN
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Everything as plain numpy arrays and numbers, for pickles that outlive the device."""
+        return {
+            "spec": self.spec,
+            "shape": (self.energy.reference.n_features, self.energy.reference.n_components),
+            "parameters": state_to_arrays(self.energy),
+            "start": to_numpy(self.start),
+            "covariance": to_numpy(self.covariance),
+            "pool": to_numpy(self.pool),
+            "log_partition": tuple(self.log_partition),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any], device: torch.device) -> Model:
+        """Rebuild from :meth:`to_arrays` on ``device``."""
+        generator = generator_from_seed(0, torch.device("cpu"))
+        energy = arrays["spec"].build(*arrays["shape"], generator=generator)
+        load_arrays(energy, arrays["parameters"])
+
+        def tensor(name: str) -> Tensor:
+            return torch.tensor(arrays[name], device=device)
+
+        return cls(
+            arrays["spec"],
+            energy.to(device),
+            tensor("start"),
+            tensor("covariance"),
+            tensor("pool"),
+            LogPartition(*arrays["log_partition"]),
+            arrays["seed"],
+        )

@@ -1,0 +1,271 @@
+"""The two particle systems: a conditional flow for every datum, and the joint negative pool.
+
+A conditional flow keeps something for each datum from visit to visit (particles, a Gaussian, a
+point) and answers ``advance(rows, log_density)`` with draws of z for those rows. The pool keeps
+joint configurations in the reference's coordinates v = (a, ε), where the target is
+N(v; 0, I) exp(−f).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .langevin import (
+    Info,
+    LogDensity,
+    Noise,
+    Preconditioner,
+    StepSize,
+    gaussian_step,
+    independence_step,
+    init,
+    langevin_step,
+)
+
+# Mean acceptance aimed at. Unadjusted chains get shorter steps, since nothing corrects their bias.
+ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
+
+
+class LangevinParticles:
+    """Persistent particles z_i^p following dz = −∇_z E(x_i, z) dt + √2 dB.
+
+    Parameters
+    ----------
+    position : Tensor of shape (n, p, k)
+    covariance : Tensor of shape (k, k)
+        First guess of the posterior covariance of a datum.
+    dynamics : {"mala", "ula"}
+        MALA is preconditioned by a running estimate of the pooled within-datum covariance; ULA is
+        the plain update.
+    n_steps : int
+        Steps a visit.
+    step_size : float or "auto"
+    noise : Noise
+    """
+
+    def __init__(
+        self,
+        position: Tensor,
+        covariance: Tensor,
+        *,
+        dynamics: str,
+        n_steps: int,
+        step_size: float | str,
+        noise: Noise,
+    ) -> None:
+        self.position = position
+        self.covariance = covariance
+        self.metropolis = dynamics == "mala"
+        self.n_steps = n_steps
+        self.noise = noise
+        initial = 0.3 if self.metropolis else 0.1 * float(torch.linalg.eigvalsh(covariance)[0])
+        self.step_size = StepSize(step_size, initial=initial, target=ACCEPTANCE[dynamics])
+        self.preconditioner = Preconditioner.from_covariance(covariance)
+        self.acceptance = float("nan")
+        self._n_visits = 0
+
+    @property
+    def location(self) -> Tensor:
+        """Mean of each datum's particles, ``(n, k)``."""
+        return self.position.mean(1)
+
+    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
+        """Move the particles of ``rows (b,)``; returns them, ``(b, p, k)``."""
+        state = init(self.position[rows], log_density)
+        for _ in range(self.n_steps):
+            state, info = langevin_step(
+                state,
+                log_density,
+                step_size=self.step_size.value,
+                noise=self.noise,
+                metropolis=self.metropolis,
+                preconditioner=self.preconditioner if self.metropolis else None,
+            )
+            self.step_size.update(info)
+        self.position[rows] = state.position
+        self.acceptance = float(info.acceptance.mean())
+        self._adapt(state.position)
+        return state.position
+
+    def _adapt(self, z: Tensor) -> None:
+        """Follow the pooled within-datum covariance; a lone particle has none to show."""
+        b, p, k = z.shape
+        self._n_visits += 1
+        if p == 1:
+            return
+        centred = (z - z.mean(1, keepdim=True)).reshape(-1, k)
+        weight = max(0.02, 1 / (self._n_visits + 10))
+        self.covariance = torch.lerp(self.covariance, centred.T @ centred / (b * (p - 1)), weight)
+        if self._n_visits % 20 == 0 and bool(torch.isfinite(self.covariance).all()):
+            self.preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
+
+
+class GaussianPosteriors:
+    r"""A mean-field Gaussian q_i(z) = N(m_i, diag s_i²) for every datum, not amortised.
+
+    Each visit takes natural-gradient steps on the ELBO E_q[log p(x_i, z)] + H(q), by the
+    reparametrisation z = m + s ∘ ξ with antithetic ξ:
+    m ← m + η s² ∘ ∇_m and log s ← log s + (η/2) ∇_{log s}.
+    """
+
+    acceptance = float("nan")
+
+    def __init__(
+        self,
+        loc: Tensor,
+        covariance: Tensor,
+        *,
+        n_particles: int,
+        n_steps: int,
+        step_size: float | str,
+        noise: Noise,
+    ) -> None:
+        self.location = loc
+        precision = torch.linalg.inv(covariance)
+        self.log_scale = (-0.5 * torch.diagonal(precision).log()).expand_as(loc).clone()
+        self.covariance = covariance
+        self.n_particles, self.n_steps, self.noise = n_particles, n_steps, noise
+        self.step_size = StepSize(0.1 if step_size == "auto" else step_size, initial=1, target=1)
+
+    def _draw(self, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.noise.normal(loc[:, None].expand(-1, -(-self.n_particles // 2), -1))
+        xi = torch.cat([half, -half], 1)[:, : max(self.n_particles, 1)]
+        return loc[:, None] + log_scale.exp()[:, None] * xi, xi
+
+    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
+        """Improve q of ``rows (b,)``; returns draws from it, ``(b, p, k)``."""
+        loc, log_scale = self.location[rows], self.log_scale[rows]
+        eta = float(self.step_size.value)
+        for _ in range(self.n_steps):
+            z, xi = self._draw(loc, log_scale)
+            gradient = init(z, log_density).gradient
+            scale = log_scale.exp()
+            # A step moves the mean by at most one posterior standard deviation.
+            move = (eta * scale * gradient.mean(1)).clamp(-1.0, 1.0)
+            entropy_and_fit = 1 + (gradient * scale[:, None] * xi).mean(1)
+            loc = loc + scale * move
+            log_scale = log_scale + (0.5 * eta * entropy_and_fit).clamp(-0.5, 0.5)
+        self.location[rows], self.log_scale[rows] = loc, log_scale
+        return self._draw(loc, log_scale)[0]
+
+
+class PointEstimates:
+    """The mode of p(z | x_i) for every datum (hard EM): preconditioned gradient ascent.
+
+    Each datum has a step size of its own, halved when a step would lower the density (the step is
+    then not taken) and grown by a tenth otherwise.
+    """
+
+    acceptance = float("nan")
+
+    def __init__(
+        self, loc: Tensor, covariance: Tensor, *, n_steps: int, step_size: float | str
+    ) -> None:
+        self.location = loc
+        self.covariance = covariance
+        self.n_steps = n_steps
+        self.adapts = step_size == "auto"
+        self.steps = loc.new_full((len(loc),), 0.5 if self.adapts else float(step_size))
+
+    @property
+    def step_size(self) -> StepSize:
+        """Median step size over the data."""
+        return StepSize(float(self.steps.median()), initial=1, target=1)
+
+    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
+        """Climb for ``rows (b,)``; returns their points, ``(b, 1, k)``."""
+        state, steps = init(self.location[rows][:, None], log_density), self.steps[rows]
+        for _ in range(self.n_steps):
+            move = steps[:, None, None] * (state.gradient @ self.covariance)
+            proposal = init(state.position + move, log_density)
+            better = proposal.log_density >= state.log_density
+            keep = better[..., None]
+            state = type(state)(
+                torch.where(keep, proposal.position, state.position),
+                torch.where(better, proposal.log_density, state.log_density),
+                torch.where(keep, proposal.gradient, state.gradient),
+            )
+            if self.adapts:
+                steps = steps * torch.where(better[:, 0], 1.1, 0.5)
+        self.location[rows], self.steps[rows] = state.position[:, 0], steps.clamp(1e-6, 2.0)
+        return state.position
+
+
+ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates
+
+
+def regularised(covariance: Tensor) -> Tensor:
+    """``covariance`` plus a small multiple of its mean variance, to keep Cholesky safe."""
+    k = covariance.shape[-1]
+    trace = torch.diagonal(covariance, dim1=-2, dim2=-1).sum(-1) / k
+    eye = torch.eye(k, dtype=covariance.dtype, device=covariance.device)
+    return covariance + (1e-4 * trace + 1e-10)[..., None, None] * eye
+
+
+class JointPool:
+    """Persistent joint negatives ũ_j, in the reference's coordinates ``v (m, k + d)``.
+
+    With ``dynamics="mala"`` a visit is one independence sweep with fresh reference draws, which
+    jumps between modes, and ``n_steps`` Metropolis-adjusted steps, which refine. With "ula" it is
+    ``n_steps`` unadjusted steps on E(v) = ½‖v‖² + f, and nothing else.
+    """
+
+    def __init__(
+        self,
+        position: Tensor,
+        *,
+        dynamics: str,
+        n_steps: int,
+        step_size: float | str,
+        noise: Noise,
+    ) -> None:
+        self.position = position
+        self.dynamics = dynamics
+        self.n_steps = n_steps
+        self.noise = noise
+        self.step_size = StepSize(step_size, initial=0.1, target=ACCEPTANCE[dynamics])
+        self.acceptance = float("nan")
+        self.sweep_acceptance = float("nan")
+
+    def advance(self, rows: Tensor | slice, log_tilt: LogDensity) -> Tensor:
+        """Move the members ``rows``; returns them, ``(b, k + d)``."""
+        v = self.position[rows]
+        v = self._adjusted(v, log_tilt) if self.dynamics == "mala" else self._plain(v, log_tilt)
+        self.position[rows] = v
+        return v
+
+    def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
+        with torch.no_grad():
+            value = log_tilt(v)
+        v, value, info = independence_step(v, value, log_tilt, noise=self.noise)
+        self.sweep_acceptance = float(info.acceptance.mean())
+        if self.n_steps:
+            state = init(v, log_tilt)
+            for _ in range(self.n_steps):
+                state, info = gaussian_step(
+                    state, log_tilt, step_size=self.step_size.value, noise=self.noise
+                )
+                self._note(info)
+            v = state.position
+        return v
+
+    def _plain(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
+        def log_density(u: Tensor) -> Tensor:
+            return log_tilt(u) - 0.5 * u.square().sum(-1)
+
+        state = init(v, log_density)
+        for _ in range(self.n_steps):
+            state, info = langevin_step(
+                state,
+                log_density,
+                step_size=self.step_size.value,
+                noise=self.noise,
+                metropolis=False,
+            )
+            self._note(info)
+        return state.position
+
+    def _note(self, info: Info) -> None:
+        self.step_size.update(info)
+        self.acceptance = float(info.acceptance.mean())

@@ -1,0 +1,280 @@
+r"""Stochastic ascent on θ between the two flows: the only place that knows both.
+
+One update moves the conditional particles of a batch and the joint pool, then follows
+
+.. math:: g(θ) = −\,\mathrm{mean}_{i,p} ∇_θ E_θ(x_i, z_i^p) + \mathrm{mean}_j ∇_θ E_θ(ũ_j).
+
+While f ≡ 0 and only the reference is learned the energy is normalised, the expected negative phase
+is exactly zero, and it is skipped (particle maximum likelihood, Kuntz, Lim and Johansen 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .energies._joint import JointEnergy
+from .particles import ConditionalFlow, JointPool
+
+# Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
+_MAX_GRADIENT_NORM = 10.0
+_AVERAGING_DECAY = 0.999
+_MAX_RECOVERIES = 3
+
+
+class DivergenceError(RuntimeError):
+    """Training left the finite numbers and did not recover from the last good state."""
+
+
+class Stage(NamedTuple):
+    """What one part of training learns: ``name``, its ``parameters``, how long and how fast.
+
+    ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    n_updates: int
+    rate: float
+    uses_pool: bool
+
+
+class Evaluation(NamedTuple):
+    """Held-out mean log-likelihood of a state (nats a row), and the log Z used."""
+
+    log_likelihood: float
+    log_partition: float
+
+
+@dataclass
+class Schedule:
+    """How training is paced; the estimator's parameters of the same names."""
+
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    negative_size: int
+    tol: float
+    n_iter_no_change: int
+    evaluate_every: int
+
+
+@dataclass
+class Outcome:
+    """What a run of stages did."""
+
+    n_iter: int = 0
+    converged: bool = True
+    history: list[dict[str, float | int | str]] = field(default_factory=list)
+
+
+def _batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator:
+    """Endless passes over a random order of the rows."""
+    size = min(size, n)
+    while True:
+        order = torch.randperm(n, generator=generator, device=device)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]
+
+
+class _Snapshot:
+    """A copy of everything an update changes, to return to when one goes wrong."""
+
+    def __init__(self, energy: nn.Module, flows: list[ConditionalFlow | JointPool]) -> None:
+        self.state = copy.deepcopy(energy.state_dict())
+        self.flows = [copy.deepcopy(_tensors_of(flow)) for flow in flows]
+
+    def restore(self, energy: nn.Module, flows: list[ConditionalFlow | JointPool]) -> None:
+        energy.load_state_dict(self.state)
+        for flow, tensors in zip(flows, self.flows, strict=True):
+            vars(flow).update(copy.deepcopy(tensors))
+
+
+def _tensors_of(flow: ConditionalFlow | JointPool) -> dict[str, object]:
+    return {name: value for name, value in vars(flow).items() if name != "noise"}
+
+
+def _finite(values: list[Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+class Saddle:
+    """The training loop.
+
+    Parameters
+    ----------
+    energy : JointEnergy
+        Trained in place.
+    X : Tensor of shape (n, d)
+        Training rows, standardised.
+    conditional : ConditionalFlow
+    pool : JointPool
+    schedule : Schedule
+    generator : torch.Generator
+    evaluate : callable or None
+        ``evaluate(energy, uses_pool) -> Evaluation`` on held-out rows. None: no early stopping,
+        and the last averaged state is kept.
+    report : callable
+        Receives every history row as it is made.
+    """
+
+    def __init__(
+        self,
+        energy: JointEnergy,
+        X: Tensor,
+        conditional: ConditionalFlow,
+        pool: JointPool,
+        *,
+        schedule: Schedule,
+        generator: torch.Generator,
+        evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
+        report: Callable[[dict], None],
+    ) -> None:
+        self.energy, self.X = energy, X
+        self.conditional, self.pool = conditional, pool
+        self.schedule, self.generator = schedule, generator
+        self.evaluate, self.report = evaluate, report
+        self.outcome = Outcome()
+        self._rows = _batches(len(X), schedule.batch_size, generator, X.device)
+        self._members = _batches(len(pool.position), schedule.negative_size, generator, X.device)
+
+    def update(self, stage: Stage, optimizer: torch.optim.Optimizer) -> float:
+        """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
+        rows = next(self._rows)
+        x = self.X[rows]
+        z = self.conditional.advance(rows, self.energy.posterior(x))
+        loss = self._energy(stage, x[:, None], z).mean()
+        if stage.uses_pool:
+            v = self.pool.advance(next(self._members), self.energy.log_tilt)
+            with torch.no_grad():
+                negatives = self.energy.reference.split(v)
+            loss = loss - self._energy(stage, *negatives).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(stage.parameters, _MAX_GRADIENT_NORM)
+        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+            return math.nan
+        optimizer.step()
+        return float(loss.detach())
+
+    def _energy(self, stage: Stage, x: Tensor, z: Tensor) -> Tensor:
+        """The part of E that the stage's parameters enter."""
+        if stage.name == "tilt" and self.energy.tilt is not None:
+            return self.energy.tilt(x, z)
+        return self.energy(x, z)
+
+    def run(self, stage: Stage) -> None:
+        """Train one stage and leave the energy at its best (or last) averaged state."""
+        if stage.n_updates == 0 or not stage.parameters:
+            return
+        average = copy.deepcopy(self.energy)
+        optimizer = self._optimizer(stage)
+        good, best, best_state = self._snapshot(), -math.inf, None
+        stale = recoveries = 0
+        improved = False
+        if self.evaluate is not None:
+            best, best_state = self._assess(stage, average, 0, math.nan).log_likelihood, None
+            best_state = copy.deepcopy(average.state_dict())
+        step = since = 0
+        gap = math.nan
+        while step < stage.n_updates:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * _cosine(step / stage.n_updates)
+            gap = self.update(stage, optimizer)
+            if not math.isfinite(gap):
+                recoveries += 1
+                self._recover(stage, good, optimizer, recoveries, step, gap)
+                continue
+            step, since = step + 1, since + 1
+            self.outcome.n_iter += 1
+            _average(average, self.energy, step)
+            if since < self.schedule.evaluate_every and step < stage.n_updates:
+                continue
+            since, good = 0, self._snapshot()
+            if self.evaluate is None:
+                self._record(stage, gap, None)
+                continue
+            value = self._assess(stage, average, step, gap).log_likelihood
+            improved = value > best + self.schedule.tol
+            stale = 0 if improved else stale + 1
+            if value > best:
+                best, best_state = value, copy.deepcopy(average.state_dict())
+            if stale >= self.schedule.n_iter_no_change:
+                break
+        self.energy.load_state_dict(average.state_dict() if best_state is None else best_state)
+        self.outcome.converged &= not improved
+
+    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        matrices = {id(p) for p in self.energy.decayed_parameters()}
+        decayed = [p for p in stage.parameters if id(p) in matrices]
+        free = [p for p in stage.parameters if id(p) not in matrices]
+        lr = stage.rate * self.schedule.learning_rate
+        groups = [
+            {"params": decayed, "weight_decay": self.schedule.weight_decay, "base_lr": lr},
+            {"params": free, "weight_decay": 0.0, "base_lr": lr},
+        ]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(self.energy, [self.conditional, self.pool])
+
+    def _recover(self, stage, good, optimizer, recoveries, step, gap) -> None:
+        """Return to the last good state with a tenth of the learning rate, or give up."""
+        lr = optimizer.param_groups[0]["base_lr"]
+        if recoveries > _MAX_RECOVERIES:
+            raise DivergenceError(
+                f"training diverged in the {stage.name} stage at update {step}: the energy gap was "
+                f"{gap}, after {_MAX_RECOVERIES} returns to the last good state, the last at "
+                f"learning_rate={lr:g}. Try a smaller learning_rate or step_size, "
+                "dynamics='mala', or data without extreme values."
+            )
+        good.restore(self.energy, [self.conditional, self.pool])
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["base_lr"] /= 10
+        warnings.warn(
+            f"the {stage.name} stage was not finite at update {step}; it continues from the last "
+            f"good state with learning_rate={lr / 10:g}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _assess(self, stage: Stage, average: JointEnergy, step: int, gap: float) -> Evaluation:
+        assert self.evaluate is not None
+        evaluation = self.evaluate(average, stage.uses_pool)
+        self._record(stage, gap, evaluation)
+        return evaluation
+
+    def _record(self, stage: Stage, gap: float, evaluation: Evaluation | None) -> None:
+        row: dict[str, float | int | str] = {
+            "stage": stage.name,
+            "n_iter": self.outcome.n_iter,
+            "energy_gap": gap,
+            "acceptance_conditional": self.conditional.acceptance,
+            "acceptance_joint": self.pool.acceptance,
+            "acceptance_sweep": self.pool.sweep_acceptance,
+        }
+        if evaluation is not None:
+            row["log_likelihood"] = evaluation.log_likelihood
+            row["log_partition"] = evaluation.log_partition
+        self.outcome.history.append(row)
+        self.report(row)
+
+
+def _cosine(fraction: float) -> float:
+    """From one to zero."""
+    return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+@torch.no_grad()
+def _average(average: nn.Module, current: nn.Module, step: int) -> None:
+    """Exponential average of the parameters, with a shorter memory at the start."""
+    weight = max(1 - _AVERAGING_DECAY, 10 / (10 + 9 * step))
+    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), weight)
