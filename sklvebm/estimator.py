@@ -76,13 +76,13 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Langevin step size of both flows, in the coordinates they move in (preconditioned latents;
         the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for "ula", to
         the 0.9 that its steps would have been accepted with.
-    learning_rate : float, default=3e-3
+    learning_rate : float, default=1e-2
         Initial learning rate of the reference; the tilt learns at a third of it.
-    weight_decay : float, default=1.0
+    weight_decay : float, default=0.5
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW).
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
-    n_iter_no_change : int, default=5
+    n_iter_no_change : int, default=8
         Evaluations without improvement after which a stage stops. There are twenty evaluations in
         ``max_iter`` updates.
     validation_fraction : float, default=0.1
@@ -149,6 +149,10 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     (3, 4)
     """
 
+    n_components_: int
+    n_iter_: int
+    history_: list[dict[str, Any]]
+
     def __init__(
         self,
         n_components=None,
@@ -162,10 +166,10 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_steps=None,
         pool_size=2048,
         step_size="auto",
-        learning_rate=3e-3,
-        weight_decay=1.0,
+        learning_rate=1e-2,
+        weight_decay=0.5,
         tol=1e-2,
-        n_iter_no_change=5,
+        n_iter_no_change=8,
         validation_fraction=0.1,
         early_stopping=True,
         warm_start=False,
@@ -325,8 +329,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self._scaler = StandardScaler().fit(X.astype(np.float64))
                 self._random_state = self._new_random_state()
             n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
-            n_before = 0 if first else self.n_iter_
-            history = [] if first else self.history_
+            n_before, history = (0, []) if first else (self.n_iter_, self.history_)
             self._train(
                 X,
                 start=None if first else self._model,
@@ -340,12 +343,12 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Whatever ends the block early, an interrupt too, the estimator is as it was before."""
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def _new_random_state(self) -> np.random.RandomState:

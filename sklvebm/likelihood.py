@@ -213,9 +213,10 @@ def log_partition(
             break
     m = pool.position.shape[1]
     fresh = noise.normal(pool.position[:1].expand(n_reference, m))
-    forward = torch.cat([energy.log_tilt(v) for v in fresh.split(4096)]).double().cpu().numpy()
-    reverse = torch.cat([energy.log_tilt(v) for v in pool.position.split(4096)])
-    reverse = reverse.double().cpu().numpy()
+    forward, reverse = (
+        torch.cat([energy.log_tilt(part) for part in v.split(4096)]).double().cpu().numpy()
+        for v in (fresh, pool.position)
+    )
     value, std = bennett(forward, reverse)
     return LogPartition(
         value,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from .energies._joint import JointEnergy
@@ -26,7 +27,10 @@ from .particles import ConditionalFlow, JointPool
 # Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
 _MAX_GRADIENT_NORM = 10.0
 _AVERAGING_DECAY = 0.999
-_MAX_RECOVERIES = 3
+_MAX_RECOVERIES = 5
+# Data this many nats below the negatives: the pool has lost the model. An equilibrated pool has a
+# gap near zero, and one that lags does not catch up while the energy keeps falling at the data.
+_MAX_GAP = 20.0
 
 
 class DivergenceError(RuntimeError):
@@ -188,7 +192,7 @@ class Saddle:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * _cosine(step / stage.n_updates)
             gap = self.update(stage, optimizer)
-            if not math.isfinite(gap):
+            if not math.isfinite(gap) or (stage.uses_pool and gap < -_MAX_GAP):
                 recoveries += 1
                 self._recover(stage, good, optimizer, recoveries, step, gap)
                 continue
@@ -197,7 +201,9 @@ class Saddle:
             _average(average, self.energy, step)
             if since < self.schedule.evaluate_every and step < stage.n_updates:
                 continue
-            since, good = 0, self._snapshot()
+            since = 0
+            if not stage.uses_pool or gap > -_MAX_GAP / 4:
+                good = self._snapshot()
             if self.evaluate is None:
                 self._record(stage, gap, None)
                 continue
@@ -226,23 +232,23 @@ class Saddle:
         return _Snapshot(self.energy, [self.conditional, self.pool])
 
     def _recover(self, stage, good, optimizer, recoveries, step, gap) -> None:
-        """Return to the last good state with a tenth of the learning rate, or give up."""
+        """Return to the last good state with a third of the learning rate, or give up."""
         lr = optimizer.param_groups[0]["base_lr"]
         if recoveries > _MAX_RECOVERIES:
             raise DivergenceError(
                 f"training diverged in the {stage.name} stage at update {step}: the energy gap was "
                 f"{gap}, after {_MAX_RECOVERIES} returns to the last good state, the last at "
-                f"learning_rate={lr:g}. Try a smaller learning_rate or step_size, "
+                f"a learning rate of {lr:.2g}. Try a smaller learning_rate or step_size, "
                 "dynamics='mala', or data without extreme values."
             )
         good.restore(self.energy, [self.conditional, self.pool])
         optimizer.state.clear()
         for group in optimizer.param_groups:
-            group["base_lr"] /= 10
+            group["base_lr"] /= 3
         warnings.warn(
-            f"the {stage.name} stage was not finite at update {step}; it continues from the last "
-            f"good state with learning_rate={lr / 10:g}.",
-            RuntimeWarning,
+            f"the {stage.name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
+            f"continues from the last good state at a learning rate of {lr / 3:.2g}.",
+            ConvergenceWarning,
             stacklevel=2,
         )
 

@@ -30,8 +30,9 @@ from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
 # Share of max_iter that the reference stage gets where both stages are run.
 _REFERENCE_SHARE = 0.65
-# The tilt plays against the pool, which must keep up: it learns at a third of the rate.
-_TILT_RATE = 1 / 3
+# The tilt plays against the pool, which must keep up: it learns at a third of the rate, and where
+# no independence sweep renews the pool, at a hundredth.
+_TILT_RATE = {"mala": 1 / 3, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 _N_EVALUATIONS = 10
 _N_CALIBRATION = 512
@@ -191,13 +192,13 @@ class Trainer:
         if not tilt:
             return [Stage("reference", reference, total, 1.0, False)]
         if not reference:
-            return [Stage("tilt", tilt, total, _TILT_RATE, True)]
+            return [Stage("tilt", tilt, total, _TILT_RATE[self.options.dynamics], True)]
         if self.start is not None:
             return [Stage("joint", reference + tilt, total, _JOINT_RATE, True)]
         first = max(1, round(_REFERENCE_SHARE * total))
         return [
             Stage("reference", reference, first, 1.0, False),
-            Stage("tilt", tilt, total - first, _TILT_RATE, True),
+            Stage("tilt", tilt, total - first, _TILT_RATE[self.options.dynamics], True),
         ]
 
     def run(self) -> tuple[Model, Outcome]:

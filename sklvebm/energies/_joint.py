@@ -11,17 +11,28 @@ from ..langevin import LogDensity
 from ..networks import MLP
 from ..reference import Reference
 
+# Standard deviation of the frequencies times √(d + k): 1.5 radians a standard deviation for two
+# features and two latents.
+_FREQUENCY_SCALE = 3.0
+
 
 class NetworkTilt(nn.Module):
-    r"""f(x, z) = network of (x, z), zero at the start.
+    r"""f(x, z) = network of (x, z, cos Ωx, sin Ωx), zero at the start.
+
+    The random frequencies Ω make sharp changes in x learnable (Tancik et al. 2020, "Fourier
+    features let networks learn high frequency functions in low dimensional domains").
 
     Parameters
     ----------
+    n_frequencies : int
+        Number of rows of Ω; 0 leaves the features out.
     bound : float or None
         c of f = c tanh(network / c). Where \|f\| ≤ c, Z lies between e⁻ᶜ and eᶜ whatever the tails
         of the reference, and a well that N reference draws all miss adds at most about eᶜ/N to
         Z: no well can be both deep and hidden. None leaves f unbounded.
     """
+
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -29,14 +40,22 @@ class NetworkTilt(nn.Module):
         n_components: int,
         hidden_layer_sizes: tuple[int, ...],
         *,
+        n_frequencies: int,
         bound: float | None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.bound = bound
-        self.net = MLP([n_features, n_components], hidden_layer_sizes, 1, generator=generator)
+        scale = _FREQUENCY_SCALE / (n_features + n_components) ** 0.5
+        frequencies = scale * torch.randn(n_features, n_frequencies, generator=generator)
+        self.register_buffer("frequencies", frequencies)
+        inputs = [n_features + 2 * n_frequencies, n_components]
+        self.net = MLP(inputs, hidden_layer_sizes, 1, generator=generator)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        if self.frequencies.shape[1]:
+            angles = x @ self.frequencies
+            x = torch.cat([x, angles.cos(), angles.sin()], -1)
         value = self.net(x, z)[..., 0]
         return value if self.bound is None else self.bound * torch.tanh(value / self.bound)
 

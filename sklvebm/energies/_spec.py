@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ class EnergySpec(BaseEstimator):
 
 def checked_sizes(name: str, sizes: int | Iterable[int]) -> tuple[int, ...]:
     """Hidden layer sizes as a tuple; a lone integer is one layer."""
-    values = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)  # type: ignore[arg-type]
-    if not values or not all(isinstance(v, Integral) and v > 0 for v in values):
+    values = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    if not values or not all(isinstance(v, int | np.integer) and v > 0 for v in values):
         raise ValueError(f"{name} must hold one or more positive integers, got {sizes!r}.")
     return tuple(int(v) for v in values)
+
+
+def checked_count(name: str, value: int) -> int:
+    """A non-negative integer."""
+    if not (isinstance(value, int | np.integer) and value >= 0):
+        raise ValueError(f"{name} must be a non-negative integer, got {value!r}.")
+    return int(value)
