@@ -64,8 +64,10 @@ def checked_sizes(name: str, sizes: int | Iterable[int]) -> tuple[int, ...]:
     return tuple(int(v) for v in values)
 
 
-def checked_count(name: str, value: int) -> int:
-    """A non-negative integer."""
+def checked_frequencies(value: int | str, n_features: int) -> int:
+    """The number of Fourier features; "auto" is 64 up to four features and 0 above."""
+    if isinstance(value, str) and value == "auto":
+        return 64 if n_features <= 4 else 0
     if not (isinstance(value, int | np.integer) and value >= 0):
-        raise ValueError(f"{name} must be a non-negative integer, got {value!r}.")
+        raise ValueError(f"n_frequencies must be 'auto' or an integer >= 0, got {value!r}.")
     return int(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._spec import EnergySpec, checked_count, checked_sizes
+from ._spec import EnergySpec, checked_frequencies, checked_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +19,15 @@ class FreeEnergy(EnergySpec):
     ----------
     hidden_layer_sizes : tuple of int, default=(128, 128)
         Hidden layers of f, zero at the start.
-    n_frequencies : int, default=64
-        Number of random Fourier features of x that f sees beside x itself; 0 for none.
+    n_frequencies : int or "auto", default="auto"
+        Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
+        to four features and none above: they make sharp edges learnable in few dimensions, and
+        training rows memorable in many.
     min_scale : float, default=1e-3
         Lower bound of the Gaussian's noise, in standard deviations of a feature.
     """
 
-    def __init__(self, hidden_layer_sizes=(128, 128), n_frequencies=64, min_scale=1e-3):
+    def __init__(self, hidden_layer_sizes=(128, 128), n_frequencies="auto", min_scale=1e-3):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.n_frequencies = n_frequencies
         self.min_scale = min_scale
@@ -44,7 +46,7 @@ class FreeEnergy(EnergySpec):
             n_features,
             n_components,
             sizes,
-            n_frequencies=checked_count("n_frequencies", self.n_frequencies),
+            n_frequencies=checked_frequencies(self.n_frequencies, n_features),
             bound=None,
             generator=generator,
         )

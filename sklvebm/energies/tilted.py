@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._spec import EnergySpec, checked_count, checked_sizes
+from ._spec import EnergySpec, checked_frequencies, checked_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,10 @@ class TiltedEnergy(EnergySpec):
         Without it features are independent given z under p_0, so that every dependence must pass
         through the latents. With it strongly correlated tables gain likelihood and the latents
         lose information.
-    n_frequencies : int, default=64
-        Number of random Fourier features of x that f sees beside x itself; 0 for none.
+    n_frequencies : int or "auto", default="auto"
+        Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
+        to four features and none above: they make sharp edges learnable in few dimensions, and
+        training rows memorable in many.
     min_scale : float, default=1e-3
         Lower bound of s, in standard deviations of a feature.
 
@@ -51,7 +53,7 @@ class TiltedEnergy(EnergySpec):
         hidden_layer_sizes=(128, 128),
         tilt_hidden_layer_sizes=(128, 128),
         mixing=False,
-        n_frequencies=64,
+        n_frequencies="auto",
         min_scale=1e-3,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -78,7 +80,7 @@ class TiltedEnergy(EnergySpec):
             n_features,
             n_components,
             checked_sizes("tilt_hidden_layer_sizes", self.tilt_hidden_layer_sizes),
-            n_frequencies=checked_count("n_frequencies", self.n_frequencies),
+            n_frequencies=checked_frequencies(self.n_frequencies, n_features),
             bound=_TILT_BOUND,
             generator=generator,
         )

@@ -1,0 +1,338 @@
+"""The estimator's contract: scikit-learn's checks, answers, units, dtypes, parameters."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_iris, load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklvebm import CustomEnergy, FreeEnergy, LinearEnergy, LVEBMEstimator, TiltedEnergy
+
+ENERGIES = ["tilted", "free", "linear"]
+
+
+def quick(**params):
+    """An estimator that trains for a moment: enough for every contract but quality."""
+    return LVEBMEstimator(**{"max_iter": 40, "pool_size": 256, "random_state": 0, **params})
+
+
+@pytest.fixture(scope="module")
+def X():
+    return load_iris().data
+
+
+@pytest.fixture(scope="module", params=ENERGIES)
+def fitted(request, X):
+    return quick(energy=request.param, n_components=2).fit(X)
+
+
+@parametrize_with_checks(
+    [
+        LVEBMEstimator(max_iter=60, pool_size=512),
+        LVEBMEstimator(energy="linear"),
+    ]
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+class TestAnswers:
+    def test_shapes(self, fitted, X):
+        Z = fitted.transform(X)
+        assert Z.shape == (150, 2)
+        assert fitted.inverse_transform(Z).shape == X.shape
+        assert fitted.sample(7).shape == (7, 4)
+        assert fitted.sample_posterior(X, 3).shape == (3, 150, 2)
+        assert fitted.score_samples(X).shape == (150,)
+        assert fitted.score_samples(X).dtype == np.float64
+        assert isinstance(fitted.score(X), float)
+        assert fitted.joint_energy(X, Z).shape == (150,)
+
+    def test_score_is_minus_free_energy_minus_log_partition(self, fitted, X):
+        expected = -fitted.free_energy(X) - fitted.log_partition_
+        np.testing.assert_array_equal(fitted.score_samples(X), expected)
+        assert fitted.score(X) == fitted.score_samples(X).mean()
+
+    def test_fit_transform_agrees_with_transform(self, fitted, X):
+        again = clone(fitted)
+        np.testing.assert_array_equal(again.fit_transform(X), fitted.transform(X))
+
+    def test_rows_do_not_depend_on_their_batch(self, fitted, X):
+        order = np.random.default_rng(0).permutation(len(X))
+        for method in ("transform", "score_samples"):
+            answer = getattr(fitted, method)
+            whole = answer(X)
+            np.testing.assert_allclose(answer(X[order]), whole[order], atol=1e-7)
+            alone = np.concatenate([answer(X[i : i + 1]) for i in range(5)])
+            np.testing.assert_allclose(alone, whole[:5], atol=1e-7)
+
+    def test_more_rows_than_a_chunk(self, fitted, X):
+        long = np.concatenate([X, X + 0.01])
+        np.testing.assert_allclose(
+            fitted.score_samples(long)[:150], fitted.score_samples(X), atol=1e-7
+        )
+
+    def test_density_in_the_users_units(self, X):
+        """A change of units y = cx takes Σ log c from the log-density, and nothing else."""
+        scale = np.array([1e-8, 1e8, 3.0, 0.1])
+        a = quick(n_components=2).fit(X)
+        b = quick(n_components=2).fit(X * scale)
+        expected = a.score_samples(X) - np.log(scale).sum()
+        # Standardised rows differ in their last float64 digits, which float32 training can see.
+        np.testing.assert_allclose(b.score_samples(X * scale), expected, atol=0.05)
+
+    def test_inverse_transform_reconstructs(self, fitted, X):
+        error = np.square(fitted.inverse_transform(fitted.transform(X)) - X).sum(0)
+        assert (error < np.square(X - X.mean(0)).sum(0)).all()
+
+    def test_samples_are_fresh_and_seeded(self, fitted):
+        assert not np.array_equal(fitted.sample(5), fitted.sample(5))
+        np.testing.assert_array_equal(
+            fitted.sample(5, random_state=3), fitted.sample(5, random_state=3)
+        )
+
+    def test_sample_stream_is_fixed_by_random_state(self, X):
+        a, b = (quick(n_components=2).fit(X) for _ in range(2))
+        for _ in range(2):
+            np.testing.assert_array_equal(a.sample(4), b.sample(4))
+
+    def test_wrong_latents(self, fitted, X):
+        with pytest.raises(ValueError, match="components"):
+            fitted.inverse_transform(np.zeros((3, 5)))
+        with pytest.raises(ValueError, match="paired"):
+            fitted.joint_energy(X, np.zeros((3, 2)))
+
+    def test_float32_stays_float32(self, X):
+        model = quick(n_components=2).fit(X.astype(np.float32))
+        assert model.transform(X.astype(np.float32)).dtype == np.float32
+        assert model.transform(X).dtype == np.float64
+        np.testing.assert_allclose(
+            model.score_samples(X.astype(np.float32)), model.score_samples(X), atol=0.05
+        )
+
+
+class TestParameters:
+    def test_nested_parameters_replace_a_name_by_its_specification(self):
+        model = LVEBMEstimator().set_params(energy__hidden_layer_sizes=(16,))
+        assert isinstance(model.energy, TiltedEnergy)
+        assert model.energy.hidden_layer_sizes == (16,)
+        assert clone(model).energy.hidden_layer_sizes == (16,)
+        model = LVEBMEstimator().set_params(energy="free", energy__hidden_layer_sizes=(8,))
+        assert isinstance(model.energy, FreeEnergy)
+
+    def test_hidden_layers_reach_the_network(self, X):
+        model = quick(energy=TiltedEnergy(hidden_layer_sizes=(7, 5))).fit(X)
+        net = model._model.energy.reference.net
+        assert [layer.out_features for layer in net.first] == [7]
+        assert [layer.out_features for layer in net.rest] == [5, 8]
+
+    @pytest.mark.parametrize("inference", ["langevin", "variational", "map"])
+    @pytest.mark.parametrize("dynamics", ["mala", "ula"])
+    def test_every_flow_trains(self, X, inference, dynamics):
+        model = quick(inference=inference, dynamics=dynamics, n_components=2).fit(X)
+        assert np.isfinite(model.score(X))
+        assert np.isfinite(model.transform(X)).all()
+
+    @pytest.mark.parametrize(
+        ("parameter", "value"),
+        [
+            ("n_components", 0),
+            ("energy", "nonsense"),
+            ("energy", TiltedEnergy(hidden_layer_sizes=())),
+            ("energy", TiltedEnergy(min_scale=-1)),
+            ("energy", TiltedEnergy(n_frequencies=-1)),
+            ("energy", LinearEnergy(init="nonsense")),
+            ("inference", "nonsense"),
+            ("dynamics", "nonsense"),
+            ("max_iter", 0),
+            ("batch_size", 0),
+            ("n_particles", 0),
+            ("n_steps", 0),
+            ("pool_size", 1),
+            ("step_size", 0.0),
+            ("step_size", "nonsense"),
+            ("learning_rate", -1.0),
+            ("weight_decay", -1.0),
+            ("tol", -1.0),
+            ("n_iter_no_change", 0),
+            ("validation_fraction", 1.0),
+            ("device", "nonsense"),
+        ],
+    )
+    def test_invalid_values_are_refused(self, X, parameter, value):
+        with pytest.raises(ValueError, match=r"must|device"):
+            quick(**{parameter: value}).fit(X)
+
+    def test_every_parameter_changes_something(self, X):
+        """No option is accepted and ignored."""
+        base = quick(n_components=2).fit(X).score_samples(X)
+        changed = {
+            "n_components": 3,
+            "energy": TiltedEnergy(mixing=True),
+            "inference": "variational",
+            "dynamics": "ula",
+            "max_iter": 60,
+            "batch_size": 32,
+            "n_particles": 2,
+            "n_steps": 2,
+            "pool_size": 300,
+            "step_size": 0.01,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+            "validation_fraction": 0.3,
+            "early_stopping": False,
+            "random_state": 1,
+        }
+        for name, value in changed.items():
+            other = quick(**{"n_components": 2, name: value}).fit(X).score_samples(X)
+            assert not np.array_equal(base, other), name
+
+    def test_stopping_parameters(self, X):
+        patient = quick(max_iter=400, tol=0.0, n_iter_no_change=100).fit(X)
+        assert patient.n_iter_ == 400
+        hasty = quick(max_iter=400, tol=100.0, n_iter_no_change=1).fit(X)
+        assert hasty.n_iter_ < 100
+
+    def test_verbose_prints_a_line_an_evaluation(self, X, capsys):
+        model = quick(verbose=1).fit(X)
+        assert len(capsys.readouterr().out.splitlines()) == len(model.history_)
+
+    def test_default_components(self):
+        rng = np.random.default_rng(0)
+        for d, k in [(1, 1), (2, 2), (3, 2), (9, 5), (64, 10)]:
+            model = LVEBMEstimator(energy="linear").fit(rng.normal(size=(80, d)))
+            assert model.transform(rng.normal(size=(4, d))).shape == (4, k)
+
+    def test_fixed_step_size_is_kept(self, X):
+        assert quick(step_size=0.01).fit(X).step_size_ == pytest.approx(
+            {"conditional": 0.01, "joint": 0.01}
+        )
+
+
+class Quadratic(torch.nn.Module):
+    """½‖x − Wz‖² + ½‖z‖²: a user's energy, with a parameter from the global generator."""
+
+    def __init__(self, n_features, n_components):
+        super().__init__()
+        self.weight = torch.nn.Parameter(0.1 * torch.randn(n_features, n_components))
+
+    def forward(self, x, z):
+        return 0.5 * (x - z @ self.weight.T).square().sum(-1) + 0.5 * z.square().sum(-1)
+
+
+class TestCustomEnergy:
+    @pytest.mark.parametrize("energy", [Quadratic, CustomEnergy(Quadratic)])
+    def test_a_module_class_is_an_energy(self, X, energy):
+        model = quick(energy=energy, n_components=2).fit(X)
+        # −log p = E + log Z, whatever E: normalised here by BAR, exactly by the Gaussian integral.
+        exact = 0.5 * (4 + 2) * np.log(2 * np.pi) + np.log(model._scaler.scale_).sum() * 0
+        assert abs(model.log_partition_ - exact) < 0.1 + 6 * model.log_partition_std_
+
+    def test_its_weights_come_from_random_state(self, X):
+        a, b = (quick(energy=Quadratic, n_components=2).fit(X).score(X) for _ in range(2))
+        assert a == b
+
+    def test_an_instance_is_refused(self, X):
+        with pytest.raises(TypeError, match="class or a factory"):
+            quick(energy=Quadratic(4, 2)).fit(X)
+
+    def test_a_wrong_return_is_refused(self, X):
+        with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+            quick(energy=lambda d, k: None).fit(X)
+
+        class Wrong(Quadratic):
+            def forward(self, x, z):
+                return super().forward(x, z)[:, None]
+
+        with pytest.raises(ValueError, match="one energy a pair"):
+            quick(energy=Wrong, n_components=2).fit(X)
+
+
+class TestContinuing:
+    def test_partial_fit_learns(self):
+        X = StandardScaler().fit_transform(load_wine().data)
+        model = quick(n_components=3)
+        assert model.partial_fit(X) is model
+        n, first = model.n_iter_, model.score(X)
+        for _ in range(30):
+            model.partial_fit(X)
+        assert model.n_iter_ == 31 * n
+        assert model.score(X) > first
+
+    def test_partial_fit_checks_features(self, X):
+        model = quick().partial_fit(X)
+        with pytest.raises(ValueError, match="features"):
+            model.partial_fit(X[:, :2])
+
+    def test_partial_fit_moves_the_linear_energy(self, X):
+        model = quick(energy="linear", n_components=2).partial_fit(X[:50])
+        before = model.score(X)
+        for _ in range(50):
+            model.partial_fit(X)
+        assert model.score(X) > before
+
+    def test_warm_start_goes_on(self):
+        X = StandardScaler().fit_transform(load_wine().data)
+        model = quick(n_components=3, warm_start=True, early_stopping=False).fit(X)
+        parameters = model._model.energy.reference.loc.clone()
+        first = model.score(X)
+        model.set_params(max_iter=60).fit(X)
+        assert not torch.equal(parameters, model._model.energy.reference.loc)
+        assert model.score(X) > first - 0.5
+
+    def test_without_warm_start_a_fit_starts_anew(self, X):
+        model = quick().fit(X)
+        first = model.score(X)
+        assert model.fit(X).score(X) == first
+
+
+class TestSearches:
+    def test_pipeline(self):
+        X, y = load_wine(return_X_y=True)
+        pipe = make_pipeline(StandardScaler(), quick(n_components=3), LogisticRegression())
+        assert pipe.fit(X, y).score(X, y) > 0.8
+
+    def test_grid_search_is_the_same_on_two_workers(self, X, one_thread):
+        grid = {"n_components": [1, 2], "energy__hidden_layer_sizes": [(8,), (16, 16)]}
+        scores = [
+            GridSearchCV(quick(), grid, cv=2, n_jobs=n_jobs).fit(X).cv_results_["mean_test_score"]
+            for n_jobs in (1, 2)
+        ]
+        np.testing.assert_array_equal(*scores)
+
+    def test_cross_val_score_is_the_same_on_two_workers(self, X, one_thread):
+        scores = [cross_val_score(quick(n_components=2), X, cv=3, n_jobs=n) for n in (1, 2)]
+        np.testing.assert_array_equal(*scores)
+
+    def test_workers_do_not_oversubscribe(self):
+        from joblib import Parallel, cpu_count, delayed
+
+        threads = Parallel(n_jobs=2)(delayed(_threads_after_a_fit)() for _ in range(2))
+        assert max(threads) * 2 <= max(2, cpu_count())
+
+    def test_set_output_and_names(self, X):
+        model = quick(n_components=2).set_output(transform="pandas").fit(X)
+        frame = model.transform(X)
+        assert list(frame.columns) == ["lvebmestimator0", "lvebmestimator1"]
+
+
+def _threads_after_a_fit():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quick(max_iter=2).fit(load_iris().data)
+    return torch.get_num_threads()
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
