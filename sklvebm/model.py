@@ -23,8 +23,8 @@ from .likelihood import LogPartition, Posterior, explore, importance
 from .particles import ACCEPTANCE, JointPool, regularised
 
 # Rows answered at once: bounds memory, and does not change the answers.
-_CHUNK = 256
-_N_CHAINS, _N_BURN, _N_KEEP = 8, 40, 20
+_CHUNK = 64
+_N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
 _N_IMPORTANCE = (256, 256)
 _N_POOL_MOVES = 25
 _N_CONDITIONAL = 512
