@@ -29,11 +29,16 @@ MIXTURES = (1, 5, 10, 20, 40)
 FLOORS = (1e-6, 1e-2, 5e-2, 1e-1)
 
 
-def load_split(seed):
-    """80/20 split of the digits: pixel + uniform noise, standardised by the training rows."""
+def load_pixels(seed):
+    """80/20 split of the digits: pixel + uniform noise, which makes grey levels a density."""
     X, y = load_digits(return_X_y=True)
     X = X + np.random.default_rng(seed).uniform(size=X.shape)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_state=seed)
+    return train_test_split(X, y, test_size=0.2, random_state=seed)
+
+
+def load_split(seed):
+    """The same, standardised by the training rows."""
+    X_train, X_test, y_train, y_test = load_pixels(seed)
     scaler = StandardScaler().fit(X_train)
     return scaler.transform(X_train), scaler.transform(X_test), y_train, y_test
 
@@ -118,10 +123,10 @@ def table(rows, where):
 _REST = ("accuracy", "accuracy_pca", "fit_seconds")
 
 
-def insert(path, text):
-    """Replace what stands between the markers of ``path``."""
+def insert(path, name, text):
+    """Replace what stands between the markers of ``name`` in ``path``."""
     if path.exists():
-        pattern = re.compile(r"(<!-- digits -->\n).*?(\n<!-- /digits -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         path.write_text(pattern.sub(lambda m: m[1] + text + m[2], path.read_text()))
 
 
@@ -144,7 +149,7 @@ def main():
         content = {"machine": where, "rows": rows}
         (results / "digits.json").write_text(json.dumps(content, indent=1) + "\n")
         for name in ("README.md", "docs/digits.md"):
-            insert(ROOT / name, text)
+            insert(ROOT / name, "digits", text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from ._spec import EnergySpec, checked_frequencies, checked_sizes
@@ -11,17 +13,12 @@ if TYPE_CHECKING:
 
     from ._joint import JointEnergy
 
-# Bound c of the tilt in nats; see NetworkTilt. e¹⁰ = 22,026 is near the number of reference draws
-# that log Z is taken from, so that what all of them miss cannot matter much.
-_TILT_BOUND = 10.0
-
 
 class TiltedEnergy(EnergySpec):
     r"""E(x, z) = −log p_0(x, z) + f(x, z), both learned.
 
     p_0 draws z ∼ N(0, I) and x = g(z) + A(s(z) ∘ t(ε)) with ε ∼ N(0, I); it starts as
-    probabilistic PCA. f is a network of (x, z), zero at the start,
-    and bounded: \|f\| ≤ 10 nats.
+    probabilistic PCA. f is a network of (x, z), zero at the start and bounded.
 
     Parameters
     ----------
@@ -38,6 +35,10 @@ class TiltedEnergy(EnergySpec):
         Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
         to four features and none above: they make sharp edges learnable in few dimensions, and
         training rows memorable in many.
+    tilt_bound : float or None, default=10.0
+        c of \|f\| ≤ c, in nats. A well of f that N reference draws all miss adds at most about
+        eᶜ/N to Z, and e¹⁰ = 22,026 is near the number of draws that log Z is taken from: what all
+        of them miss cannot matter much. None leaves f unbounded, and the score to be trusted less.
     min_scale : float, default=1e-3
         Lower bound of s, in standard deviations of a feature.
 
@@ -54,13 +55,23 @@ class TiltedEnergy(EnergySpec):
         tilt_hidden_layer_sizes=(128, 128),
         mixing=False,
         n_frequencies="auto",
+        tilt_bound=10.0,
         min_scale=1e-3,
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.tilt_hidden_layer_sizes = tilt_hidden_layer_sizes
         self.mixing = mixing
         self.n_frequencies = n_frequencies
+        self.tilt_bound = tilt_bound
         self.min_scale = min_scale
+
+    def _checked_bound(self) -> float | None:
+        bound = self.tilt_bound
+        if bound is not None and not (
+            isinstance(bound, Real) and math.isfinite(bound) and bound > 0
+        ):
+            raise ValueError(f"tilt_bound must be a positive number or None, got {bound!r}.")
+        return None if bound is None else float(bound)
 
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
@@ -81,7 +92,7 @@ class TiltedEnergy(EnergySpec):
             n_components,
             checked_sizes("tilt_hidden_layer_sizes", self.tilt_hidden_layer_sizes),
             n_frequencies=checked_frequencies(self.n_frequencies, n_features),
-            bound=_TILT_BOUND,
+            bound=self._checked_bound(),
             generator=generator,
         )
         return JointEnergy(reference, tilt, train_reference=True)

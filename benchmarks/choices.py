@@ -1,0 +1,125 @@
+"""What the defaults that are not obvious are worth: each against its alternative, side by side.
+
+Run ``python benchmarks/choices.py`` (about fifteen minutes on two cores). It prints the table,
+writes ``benchmarks/results/choices.json`` and puts the table into ``docs/choices.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+
+import numpy as np
+from digits import ROOT, insert, latent_accuracy, load_split, machine
+from sklearn.datasets import make_moons
+
+from sklvebm import LVEBMEstimator, TiltedEnergy
+
+# A sample of make_moons(noise=.1) cannot score above minus its entropy, in nats.
+MOONS_CEILING = -1.008
+
+
+def digits(seed):
+    X_train, X_test, *labels = load_split(seed)
+    return X_train, X_test, labels
+
+
+def moons(seed):
+    X_train, _ = make_moons(2000, noise=0.1, random_state=seed)
+    X_test, _ = make_moons(1000, noise=0.1, random_state=seed + 1000)
+    return X_train, X_test, None
+
+
+def uniform(seed):
+    """Twenty rows, uniform on a cube of side 3, and 500 more to test: entropy 3 log 3 = 3.296."""
+    rng = np.random.default_rng(seed)
+    return 3 * rng.uniform(size=(20, 3)), 3 * rng.uniform(size=(500, 3)), None
+
+
+CELLS = [
+    ("digits", digits, "defaults", {}),
+    ("digits", digits, "mixing=True", {"energy": TiltedEnergy(mixing=True)}),
+    ("digits", digits, "n_frequencies=64", {"energy": TiltedEnergy(n_frequencies=64)}),
+    ("digits", digits, "learning_rate=3e-3", {"learning_rate": 3e-3}),
+    ("digits", digits, "wide: 256, 256", {"energy": TiltedEnergy((256, 256))}),
+    ("digits", digits, "dynamics='ula'", {"dynamics": "ula"}),
+    ("moons", moons, "defaults", {}),
+    ("moons", moons, "n_frequencies=0", {"energy": TiltedEnergy(n_frequencies=0)}),
+    ("moons", moons, "dynamics='ula'", {"dynamics": "ula"}),
+    ("moons", moons, "energy='free', dynamics='ula'", {"energy": "free", "dynamics": "ula"}),
+    ("20 uniform rows", uniform, "defaults", {}),
+    (
+        "20 uniform rows",
+        uniform,
+        "tilt_bound=None",
+        {"energy": TiltedEnergy(tilt_bound=None)},
+    ),
+]
+
+
+def measure(make, params, seed):
+    X_train, X_test, labels = make(seed)
+    k = 10 if labels else 2
+    start = time.perf_counter()
+    model = LVEBMEstimator(k, random_state=seed, **params).fit(X_train)
+    seconds = time.perf_counter() - start
+    gaps = [abs(row["energy_gap"]) for row in model.history_ if row["stage"] == "tilt"]
+    return {
+        "log_likelihood": model.score(X_test),
+        "accuracy": latent_accuracy(model, X_train, X_test, *labels) if labels else None,
+        "largest_gap": float(np.nanmax(gaps)),
+        "log_partition_bounds": model.log_partition_bounds_,
+        "seconds": seconds,
+    }
+
+
+def table(cells, where):
+    lines = [
+        "| data | variant | held-out nats | latent accuracy | largest energy gap | fit, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for data, name, rows in cells:
+        mean = {
+            key: np.mean([row[key] for row in rows])
+            for key in ("log_likelihood", "largest_gap", "seconds")
+        }
+        right = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+        accuracy = f"{np.mean(right):.3f}" if right else ""
+        lines.append(
+            f"| {data} | {name} | {mean['log_likelihood']:.2f} | {accuracy} | "
+            f"{mean['largest_gap']:.1f} | {mean['seconds']:.0f} |"
+        )
+    lines += [
+        "",
+        f"Means over {len(cells[0][2])} seeds; the ceiling on moons is {MOONS_CEILING}, on the "
+        f"uniform rows {-3 * np.log(3):.3f}. {where['threads']} threads, torch {where['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", default="", help="cells whose data or variant contain this")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    cells = []
+    for data, make, name, params in CELLS:
+        if arguments.only in f"{data} {name}":
+            rows = [measure(make, params, seed) for seed in arguments.seeds]
+            cells.append((data, name, rows))
+            print(data, name, json.dumps(rows), flush=True)
+    text = table(cells, machine())
+    print(text)
+    if not arguments.only:
+        results = ROOT / "benchmarks" / "results"
+        results.mkdir(exist_ok=True)
+        content = {"machine": machine(), "cells": cells}
+        (results / "choices.json").write_text(json.dumps(content, indent=1) + "\n")
+        insert(ROOT / "docs" / "choices.md", "choices", text)
+
+
+if __name__ == "__main__":
+    main()
