@@ -77,7 +77,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for "ula", to
         the 0.9 that its steps would have been accepted with.
     learning_rate : float, default=1e-2
-        Initial learning rate of the reference; the tilt learns at a third of it.
+        Initial learning rate of the reference; the tilt learns at a fifth of it (under
+        "ula" at a hundredth).
     weight_decay : float, default=0.5
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW).
     tol : float, default=1e-2
@@ -86,7 +87,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Evaluations without improvement after which a stage stops. There are twenty evaluations in
         ``max_iter`` updates.
     validation_fraction : float, default=0.1
-        Share of the rows held out for stopping.
+        Share of the rows held out for stopping: never fewer than 20 or, in small tables, a
+        quarter, and never more than 2,000.
     early_stopping : bool, default=True
         Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
         rows for ``max_iter`` updates.
@@ -403,10 +405,11 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if self._model.log_partition.disagrees:
             estimate = self._model.log_partition
             warnings.warn(
-                f"the estimates of log Z disagree: {estimate.value:.2f} ± {estimate.std:.2f} from "
-                f"the pool and the reference together, {estimate.forward:.2f} from the reference "
-                "alone. score uses the larger, which makes it lower. A smaller learning_rate, a "
-                "larger pool_size or more weight_decay usually helps.",
+                f"log Z = {estimate.value:.2f} ± {estimate.std:.2f}, from pool and reference "
+                f"together, is too low by other evidence: {estimate.forward:.2f} from the "
+                f"reference alone, and data {estimate.excess:.2f} nats deeper in the tilt than the "
+                f"pool explains. score uses {estimate.conservative:.2f}, which makes it lower. A "
+                "smaller learning_rate, a larger pool_size or more weight_decay usually helps.",
                 ConvergenceWarning,
                 stacklevel=4,
             )

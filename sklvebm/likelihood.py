@@ -37,26 +37,32 @@ class LogPartition(NamedTuple):
     """log Z in nats: the joint estimate, its standard error, and the one-sided estimates.
 
     ``forward``, from reference draws, is low in expectation; ``reverse``, from the pool, is high.
+    ``excess`` is what :func:`excess_tilt` found.
     """
 
     value: float
     std: float
     forward: float
     reverse: float
+    forward_std: float = 0.0
+    excess: float = 0.0
 
     @property
     def conservative(self) -> float:
-        """``value``, or the larger one-sided estimate where the two disagree beyond their errors.
+        """``value``, raised where the evidence says that it is too low.
 
         Too low a log Z makes every score too high. Reference draws that find a well which the pool
-        never visits push ``forward``, low in expectation, above the joint estimate.
+        never visits push ``forward``, low in expectation, above the joint estimate; data in a well
+        that neither visits show in ``excess``.
         """
-        return max(self.value, self.forward) if self.disagrees else self.value
+        error = 4 * math.hypot(self.std, self.forward_std)
+        above = self.forward > self.value + max(error, 0.1)
+        return (self.forward if above else self.value) + self.excess
 
     @property
     def disagrees(self) -> bool:
-        """Whether the forward estimate lies above the joint one by more than 4 errors and 0.1."""
-        return self.forward > self.value + max(4 * self.std, 0.1)
+        """Whether ``value`` is too low by the other evidence, beyond errors."""
+        return self.conservative > self.value
 
 
 class Posterior(NamedTuple):
@@ -223,7 +229,14 @@ def log_partition(
         std,
         float(logsumexp(forward) - math.log(len(forward))),
         float(math.log(len(reverse)) - logsumexp(-reverse)),
+        forward_std=_weights_std(forward),
     )
+
+
+def _weights_std(log_weights: NDArray) -> float:
+    """Standard error of log mean exp, by the delta method."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.std() / weights.mean() / math.sqrt(len(weights)))
 
 
 @torch.no_grad()

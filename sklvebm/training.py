@@ -15,7 +15,7 @@ from ._arrays import draw_seed, generator_from_seed, to_numpy, to_tensor
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
 from .langevin import Noise, Preconditioner
-from .likelihood import LogPartition, excess_tilt, explore, importance, log_partition
+from .likelihood import LogPartition, Posterior, excess_tilt, explore, importance, log_partition
 from .model import Model
 from .particles import (
     ConditionalFlow,
@@ -30,12 +30,13 @@ from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
 # Share of max_iter that the reference stage gets where both stages are run.
 _REFERENCE_SHARE = 0.65
-# The tilt plays against the pool, which must keep up: it learns at a third of the rate, and where
+# The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
 # no independence sweep renews the pool, at a hundredth.
-_TILT_RATE = {"mala": 1 / 3, "ula": 1 / 100}
+_TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 _N_EVALUATIONS = 10
 _N_CALIBRATION = 512
+_MAX_HELD_OUT = 2000
 _N_REFERENCE = 16384
 
 
@@ -108,7 +109,9 @@ class Trainer:
         if not options.early_stopping or self._closed_form():
             return tensor, None
         # A mean over a handful of rows says little: at least 20 rows, or a quarter of the table.
+        # More than a few thousand would cost more than they tell.
         n_held_out = max(int(np.ceil(options.validation_fraction * n)), min(20, n // 4))
+        n_held_out = min(n_held_out, _MAX_HELD_OUT)
         if n_held_out == 0 or n - n_held_out < 2:
             return tensor, None
         order = torch.randperm(n, generator=self.generator, device=self.device)
@@ -253,7 +256,9 @@ class Trainer:
         log_z = LogPartition(0.0, 0.0, 0.0, 0.0)
         if uses_pool:
             log_z = log_partition(energy, self.pool, n_sweeps=0, n_reference=8192, noise=fixed)
-        value = log_z.conservative + excess_tilt(energy, x, posterior, self.pool.position)
+            excess = excess_tilt(energy, x, posterior, self.pool.position)
+            log_z = log_z._replace(excess=excess)
+        value = log_z.conservative
         return Evaluation(float(posterior.log_evidence.mean()) - value, value)
 
     def finish(self) -> Model:
@@ -263,7 +268,7 @@ class Trainer:
             self.pool.position, dynamics="mala", n_steps=2, step_size="auto", noise=self.noise
         )
         log_z = log_partition(
-            self.energy, pool, n_sweeps=50, n_reference=_N_REFERENCE, noise=self.noise
+            self.energy, pool, n_sweeps=150, n_reference=_N_REFERENCE, noise=self.noise
         )
         model = Model(
             self.spec,
@@ -283,6 +288,11 @@ class Trainer:
             centred = (particles - guess[:, None]).reshape(-1, guess.shape[1])
             model.covariance = centred.T @ centred / len(centred)
         model.start = _ridge(x, guess)
+        if self.energy.tilt is not None:
+            x = x if self.held_out is None else self.held_out[:_N_CALIBRATION]
+            posterior = Posterior(*map(torch.cat, zip(*model.posterior(x), strict=True)))
+            excess = excess_tilt(self.energy, x, posterior, pool.position)
+            model.log_partition = log_z._replace(excess=excess)
         return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import TYPE_CHECKING
 
 from ._spec import EnergySpec, checked_frequencies, checked_sizes
@@ -68,7 +67,7 @@ class TiltedEnergy(EnergySpec):
     def _checked_bound(self) -> float | None:
         bound = self.tilt_bound
         if bound is not None and not (
-            isinstance(bound, Real) and math.isfinite(bound) and bound > 0
+            isinstance(bound, int | float) and math.isfinite(bound) and bound > 0
         ):
             raise ValueError(f"tilt_bound must be a positive number or None, got {bound!r}.")
         return None if bound is None else float(bound)
