@@ -79,7 +79,7 @@ class ModuleTilt(nn.Module):
                 f"the energy module returned shape {tuple(energy.shape)} for {len(flat_x)} pairs "
                 f"(x, z); it must return one energy a pair, shape ({len(flat_x)},)."
             )
-        return energy.reshape(shape) + self._reference[0].log_prob(x, z)
+        return energy.to(x.dtype).reshape(shape) + self._reference[0].log_prob(x, z)
 
 
 class JointEnergy(nn.Module):
