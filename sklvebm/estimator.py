@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
 
+from ._parameters import checked_options
 from .energies import EnergySpec, as_spec
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .model import Model
 
 _FLOATS = (np.float64, np.float32)
-_DEFAULT_STEPS = {"mala": 1, "ula": 10}
 
 
 class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -220,54 +220,6 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 params = {**params, "energy": as_spec(energy)}
         return super().set_params(**params)
 
-    def _checked_options(self, n_features: int) -> dict[str, Any]:
-        """The validated parameters of training, defaults resolved."""
-
-        def integer(name: str, low: int = 1) -> int:
-            return int(check_scalar(getattr(self, name), name, Integral, min_val=low))
-
-        def positive(name: str, closed: bool = False) -> float:
-            boundaries = "left" if closed else "neither"
-            return float(
-                check_scalar(
-                    getattr(self, name), name, Real, min_val=0, include_boundaries=boundaries
-                )
-            )
-
-        for name, choices in (
-            ("inference", ("langevin", "variational", "map")),
-            ("dynamics", ("mala", "ula")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        if isinstance(self.step_size, str) and self.step_size != "auto":
-            raise ValueError(f"step_size must be 'auto' or a number, got {self.step_size!r}.")
-        fraction = positive("validation_fraction")
-        if fraction >= 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}.")
-        default_components = min(n_features, max(2, min(10, -(-n_features // 2))))
-        return {
-            "n_components": (
-                default_components if self.n_components is None else integer("n_components")
-            ),
-            "inference": self.inference,
-            "dynamics": self.dynamics,
-            "max_iter": integer("max_iter"),
-            "batch_size": integer("batch_size"),
-            "n_particles": integer("n_particles"),
-            "n_steps": (
-                _DEFAULT_STEPS[self.dynamics] if self.n_steps is None else integer("n_steps")
-            ),
-            "pool_size": integer("pool_size", 2),
-            "step_size": "auto" if isinstance(self.step_size, str) else positive("step_size"),
-            "learning_rate": positive("learning_rate"),
-            "weight_decay": positive("weight_decay", closed=True),
-            "tol": positive("tol", closed=True),
-            "n_iter_no_change": integer("n_iter_no_change"),
-            "validation_fraction": fraction,
-            "early_stopping": bool(self.early_stopping),
-        }
-
     # -- fitting ---------------------------------------------------------------------------------
 
     def fit(self, X, y=None):
@@ -366,7 +318,9 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         spec = as_spec(self.energy)
         if start is not None:
             overrides["n_components"] = self.n_components_
-        options = Options(**{**self._checked_options(X.shape[1]), **overrides})
+        options = Options(
+            **{**checked_options(self.get_params(deep=False), X.shape[1]), **overrides}
+        )
         device = resolve_device(self.device)
         trainer = Trainer(
             self._standardise(X),
@@ -416,12 +370,12 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _report(self, row: dict) -> None:
         if self.verbose:
-            score = row.get("log_likelihood")
-            held_out = "" if score is None else f", held-out log-likelihood {score:.3f} nats a row"
-            print(
-                f"[sklvebm] {row['stage']}, update {row['n_iter']}: "
-                f"energy gap {row['energy_gap']:.3f}{held_out}"
-            )
+            parts = [f"[sklvebm] {row['stage']}, update {row['n_iter']}"]
+            if np.isfinite(row["energy_gap"]):
+                parts.append(f"energy gap {row['energy_gap']:.2f}")
+            if "log_likelihood" in row:
+                parts.append(f"held-out log-likelihood {row['log_likelihood']:.3f} nats a row")
+            print(", ".join(parts), flush=True)
 
     # -- the model, and its portable form --------------------------------------------------------
 

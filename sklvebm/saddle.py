@@ -105,8 +105,37 @@ def _tensors_of(flow: ConditionalFlow | JointPool) -> dict[str, object]:
     return {name: value for name, value in vars(flow).items() if name != "noise"}
 
 
-def _finite(values: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in values)
+class _Keeper:
+    """The best averaged state so far by held-out log-likelihood; the current one without it."""
+
+    def __init__(self, average: JointEnergy, schedule: Schedule) -> None:
+        self.average, self.schedule = average, schedule
+        self.best = -math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.n_stale = 0
+
+    def note(self, value: float) -> None:
+        """Compare the current average, which scores ``value``, with the best."""
+        first = self.best_state is None
+        improved = value > self.best + self.schedule.tol
+        self.n_stale = 0 if improved or first else self.n_stale + 1
+        if value > self.best or first:
+            self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether improvements have been missing for long enough to stop."""
+        return self.n_stale >= self.schedule.n_iter_no_change
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last evaluation was no improvement; true where nothing is evaluated."""
+        return self.best_state is None or self.n_stale > 0
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters to keep."""
+        return self.average.state_dict() if self.best_state is None else self.best_state
 
 
 class Saddle:
@@ -178,44 +207,37 @@ class Saddle:
         """Train one stage and leave the energy at its best (or last) averaged state."""
         if stage.n_updates == 0 or not stage.parameters:
             return
-        average = copy.deepcopy(self.energy)
-        optimizer = self._optimizer(stage)
-        good, best, best_state = self._snapshot(), -math.inf, None
-        stale = recoveries = 0
-        improved = False
-        if self.evaluate is not None:
-            best, best_state = self._assess(stage, average, 0, math.nan).log_likelihood, None
-            best_state = copy.deepcopy(average.state_dict())
-        step = since = 0
-        gap = math.nan
-        while step < stage.n_updates:
+        average, optimizer = copy.deepcopy(self.energy), self._optimizer(stage)
+        keeper, good = _Keeper(average, self.schedule), self._snapshot()
+        self._assess(stage, keeper, math.nan)
+        step = last = recoveries = 0
+        while step < stage.n_updates and not keeper.is_stale:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * _cosine(step / stage.n_updates)
             gap = self.update(stage, optimizer)
             if not math.isfinite(gap) or (stage.uses_pool and gap < -_MAX_GAP):
                 recoveries += 1
                 self._recover(stage, good, optimizer, recoveries, step, gap)
+                average.load_state_dict(self.energy.state_dict())
                 continue
-            step, since = step + 1, since + 1
+            step += 1
             self.outcome.n_iter += 1
             _average(average, self.energy, step)
-            if since < self.schedule.evaluate_every and step < stage.n_updates:
-                continue
-            since = 0
-            if not stage.uses_pool or gap > -_MAX_GAP / 4:
-                good = self._snapshot()
-            if self.evaluate is None:
-                self._record(stage, gap, None)
-                continue
-            value = self._assess(stage, average, step, gap).log_likelihood
-            improved = value > best + self.schedule.tol
-            stale = 0 if improved else stale + 1
-            if value > best:
-                best, best_state = value, copy.deepcopy(average.state_dict())
-            if stale >= self.schedule.n_iter_no_change:
-                break
-        self.energy.load_state_dict(average.state_dict() if best_state is None else best_state)
-        self.outcome.converged &= not improved
+            if step - last == self.schedule.evaluate_every or step == stage.n_updates:
+                last = step
+                self._assess(stage, keeper, gap)
+                if not stage.uses_pool or gap > -_MAX_GAP / 4:
+                    good = self._snapshot()
+        self.energy.load_state_dict(keeper.state)
+        self.outcome.converged &= keeper.is_settled
+
+    def _assess(self, stage: Stage, keeper: _Keeper, gap: float) -> None:
+        """Evaluate the average, where there are held-out rows, and enter it into the history."""
+        evaluation = None
+        if self.evaluate is not None:
+            evaluation = self.evaluate(keeper.average, stage.uses_pool)
+            keeper.note(evaluation.log_likelihood)
+        self._record(stage, gap, evaluation)
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         matrices = {id(p) for p in self.energy.decayed_parameters()}
@@ -251,12 +273,6 @@ class Saddle:
             ConvergenceWarning,
             stacklevel=2,
         )
-
-    def _assess(self, stage: Stage, average: JointEnergy, step: int, gap: float) -> Evaluation:
-        assert self.evaluate is not None
-        evaluation = self.evaluate(average, stage.uses_pool)
-        self._record(stage, gap, evaluation)
-        return evaluation
 
     def _record(self, stage: Stage, gap: float, evaluation: Evaluation | None) -> None:
         row: dict[str, float | int | str] = {

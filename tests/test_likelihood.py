@@ -59,6 +59,13 @@ class Banana(nn.Module):
         return fit + 0.5 * z.square() + 0.7 * torch.tanh(2 * z) + 1.3
 
 
+class Wide(nn.Module):
+    """x ∼ N(0, 3²) and an independent latent."""
+
+    def forward(self, x, z):
+        return 0.5 * (x / 3).square().sum(-1) + 0.5 * z.square().sum(-1)
+
+
 def build(module, d, k, ppca, generator):
     """The module's joint energy in float64, on the reference ``ppca``."""
     energy = CustomEnergy(lambda *_: module).build(d, k, generator=generator).double()
@@ -180,6 +187,25 @@ def test_log_partition_brings_a_cold_pool_to_equilibrium(generator):
     value, _, _, reverse = columns(estimates(energy, cold, n_sweeps=0, **kept))
     assert_rejects(value, exact)
     assert_rejects(reverse, exact)
+
+
+@pytest.mark.xfail(
+    reason="log_partition stops moving the pool after five renewals on average, while the members "
+    "deep in the tilt have hardly been reached: log Z is then too low by ten standard errors",
+    strict=False,
+)
+@pytest.mark.statistical
+def test_log_partition_where_the_reference_is_too_narrow(generator):
+    """x ∼ N(0, 3²) from a reference N(0, 1), a cold pool, and the sweeps that a fit would spend.
+
+    Fresh draws are then rarely as far out as a third of the members should be; too few moves leave
+    the pool near the centre, log Z too low and every score too high.
+    """
+    energy = build(Wide(), 1, 1, PPCA(np.zeros((1, 1)), np.zeros(1), 1.0), generator)
+    cold = normal(generator, R, 512, 2)
+    found = estimates(energy, cold, n_sweeps=150, n_reference=1024, generator=generator, n_steps=2)
+    value, std, *_ = columns(found)
+    assert_calibrated(value, std, oracles.LOG_2PI + math.log(3.0))
 
 
 def test_a_normalised_energy_has_no_partition_function(generator):
