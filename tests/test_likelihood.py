@@ -356,7 +356,8 @@ def test_importance_on_the_linear_gaussian_energy(rng, generator, start):
     ratios, with a bias of the order 1/n_draws of a standard deviation.
     """
     energy, weight, bias, sigma = linear_case(rng, generator)
-    x = 1.5 * rng.standard_normal((5, 3)) + bias
+    # Rows of the model itself: prior particles are bad ones, yet not a dozen deviations away.
+    x = rng.standard_normal((5, 2)) @ weight.T + bias + sigma * rng.standard_normal((5, 3))
     mean, covariance = oracles.linear_posterior(x, weight, bias, sigma)
     particles = normal(generator, 5, 32, 2)
     if start == "posterior":

@@ -1,0 +1,92 @@
+"""Training: what the defaults learn, that the paper's algorithm is stable, what stopping keeps."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from sklearn.datasets import make_moons
+from sklearn.exceptions import ConvergenceWarning
+
+from sklvebm import LVEBMEstimator, TiltedEnergy
+
+# Minus the entropy of make_moons(noise=.1), in nats: no density scores above it on average.
+CEILING = -1.008
+
+
+@pytest.fixture
+def moons(seed):
+    X, _ = make_moons(1500, noise=0.1, random_state=seed)
+    return X[:1000], X[1000:]
+
+
+def gaussian_score(train, test):
+    return multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test).mean()
+
+
+def test_defaults_learn_two_moons(moons, seed):
+    """In a short fit, a fifth of the way from the Gaussian to the entropy, and never above it."""
+    train, test = moons
+    model = LVEBMEstimator(2, max_iter=1000, random_state=seed).fit(train)
+    scores = model.score_samples(test)
+    error = np.hypot(scores.std() / len(test) ** 0.5, model.log_partition_std_)
+    start = gaussian_score(train, test)
+    assert scores.mean() > start + 0.2 * (CEILING - start)
+    assert scores.mean() < CEILING + 6 * error
+
+
+@pytest.mark.parametrize("energy", ["tilted", "free"])
+def test_the_papers_algorithm_is_stable_on_two_moons(moons, seed, energy):
+    """Unadjusted, uniform weights, no sweeps: the pool keeps up, and nothing diverges."""
+    train, test = moons
+    model = LVEBMEstimator(2, dynamics="ula", energy=energy, max_iter=300, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.filterwarnings("error", "the .* stage diverged", ConvergenceWarning)
+        model.fit(train)
+    gaps = [row["energy_gap"] for row in model.history_ if row["stage"] == "tilt"]
+    # A batch of 128 rows: the gap of two laws that agree is a few tenths.
+    assert np.nanmax(np.abs(gaps)) < 5
+    assert all(np.isnan(row["acceptance_sweep"]) for row in model.history_)
+    assert model.score(test) > gaussian_score(train, test) - 0.1
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_an_unbounded_tilt_does_not_fool_the_score(seed, early_stopping):
+    """Twenty uniform rows, memorised: on fresh rows the score stays below minus the entropy."""
+    rng = np.random.default_rng(seed)
+    energy = TiltedEnergy((32,), (32, 32), tilt_bound=None)
+    model = LVEBMEstimator(
+        2, energy=energy, early_stopping=early_stopping, max_iter=800, random_state=seed
+    ).fit(3 * rng.uniform(size=(20, 3)))
+    scores = model.score_samples(3 * rng.uniform(size=(2000, 3)))
+    error = np.hypot(scores.std() / 2000**0.5, model.log_partition_std_)
+    assert scores.mean() < -3 * np.log(3) + 6 * error
+
+
+def test_stages_and_history(moons, seed):
+    train, _ = moons
+    model = LVEBMEstimator(2, max_iter=100, random_state=seed).fit(train)
+    stages = [row["stage"] for row in model.history_]
+    assert stages == sorted(stages)
+    assert set(stages) == {"reference", "tilt"}
+    assert model.history_[-1]["n_iter"] == model.n_iter_ == 100
+    assert {"energy_gap", "acceptance_sweep", "acceptance_conditional"} <= set(model.diagnostics_)
+
+
+def test_the_best_state_is_the_one_kept(moons, seed):
+    """A stage starts from the best state of the one before, not from its last."""
+    train, _ = moons
+    model = LVEBMEstimator(2, max_iter=300, learning_rate=0.05, random_state=seed).fit(train)
+    reference = [r["log_likelihood"] for r in model.history_ if r["stage"] == "reference"]
+    tilt = [r["log_likelihood"] for r in model.history_ if r["stage"] == "tilt"]
+    # The same state, evaluated twice with chains that moved on in between.
+    assert tilt[0] == pytest.approx(max(reference), abs=0.25)
+
+
+def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):
+    train, _ = moons
+    model = LVEBMEstimator(2, max_iter=60, early_stopping=False, random_state=seed).fit(train)
+    assert model.n_iter_ == 60
+    assert model.converged_
+    assert all("log_likelihood" not in row for row in model.history_)
