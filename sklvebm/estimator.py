@@ -248,8 +248,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             continued = self.warm_start and hasattr(self, "_model_state")
             X = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2, reset=not continued)
             if not continued:
-                self._scaler = StandardScaler().fit(X.astype(np.float64))
-                self._random_state = self._new_random_state()
+                self._start_anew(X)
             self._train(X, start=self._model if continued else None)
         return self
 
@@ -280,8 +279,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self, X, dtype=_FLOATS, ensure_min_samples=2 if first else 1, reset=first
             )
             if first:
-                self._scaler = StandardScaler().fit(X.astype(np.float64))
-                self._random_state = self._new_random_state()
+                self._start_anew(X)
             n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
             n_before, history = (0, []) if first else (self.n_iter_, self.history_)
             self._train(
@@ -305,11 +303,20 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.__dict__.update(before)
             raise
 
-    def _new_random_state(self) -> np.random.RandomState:
-        """The estimator's own stream, from which fits and unseeded draws take their seeds."""
+    def _start_anew(self, X: NDArray) -> None:
+        """Set what lasts from fit to fit: the units, and the estimator's own random stream.
+
+        Fits and unseeded draws take their seeds from that stream.
+        """
         from ._arrays import draw_seed
 
-        return np.random.RandomState(draw_seed(self.random_state))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._scaler = StandardScaler().fit(X.astype(np.float64))
+        if not np.isfinite([self._scaler.mean_, self._scaler.scale_]).all():
+            raise ValueError(
+                "the variance of a feature overflows float64; rescale the columns of X."
+            )
+        self._random_state = np.random.RandomState(draw_seed(self.random_state))
 
     def _train(self, X: NDArray, *, start: Model | None, **overrides: Any) -> None:
         from ._arrays import resolve_device

@@ -167,8 +167,10 @@ def importance(
         log_det = torch.diagonal(factor, dim1=1, dim2=2).log().sum(-1)
         with torch.no_grad():
             log_weights = log_density(draws) - log_q + log_det[:, None]
-        log_weights = torch.nan_to_num(log_weights, nan=-math.inf)
-        weights = torch.softmax(log_weights, 1)
+        # A draw that underflows gets the least finite number, not −∞: a row so far out that all
+        # of its draws do keeps equal weights, and scores as low as a float can.
+        least = torch.finfo(log_weights.dtype).min
+        weights = torch.softmax(torch.nan_to_num_(log_weights, nan=least, neginf=least), 1)
         mean, covariance = _moments(draws, weights)
     ess = 1 / weights.square().sum(1)
     log_evidence = torch.logsumexp(log_weights, 1) - math.log(size)

@@ -89,8 +89,8 @@ class Model:
         return self._casts[dtype]
 
     def guess(self, x: Tensor) -> Tensor:
-        """Linear guess of E[z | x], ``(n, k)``."""
-        return x @ self.start[:-1] + self.start[-1]
+        """Linear guess of E[z | x], ``(n, k)``, within ten prior standard deviations."""
+        return (x @ self.start[:-1] + self.start[-1]).clamp(-10.0, 10.0)
 
     def explore(self, x: Tensor, *, noise: Noise, guess: Tensor | None = None) -> Tensor:
         """Particles ``(n, p, k)`` of the posterior of each row of ``x (n, d)``, by MALA."""

@@ -192,6 +192,19 @@ class TestBadInput:
             if name.endswith("_") and isinstance(value, float):
                 assert np.isfinite(value), name
 
+    def test_an_overflowing_column_is_refused(self, X):
+        with pytest.raises(ValueError, match="overflows"):
+            quick().fit(X * 1e200)
+
+    def test_a_row_beyond_all_bounds_scores_low_and_harms_no_other(self, X):
+        model = quick().fit(X)
+        beyond = np.full((2, 4), [[1e12], [1e200]])
+        together = model.score_samples(np.r_[X, beyond])
+        assert (together[-2:] < -1e2).all()
+        assert not np.isnan(together).any()
+        assert np.isfinite(model.transform(beyond)).all()
+        np.testing.assert_allclose(together[:-2], model.score_samples(X), atol=1e-7)
+
     def test_far_outlier_scores_low_and_finite(self, X):
         model = quick().fit(X)
         far = X[:1] + 20 * X.std(0)
