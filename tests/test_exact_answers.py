@@ -470,6 +470,52 @@ def test_a_fixed_energy_through_the_estimator(rng, seed):
     )
 
 
+class TwoModes(nn.Module):
+    """z in one of two wells at ±√2, six nats deep, the right one 5.5 times as heavy."""
+
+    def forward(self, x, z):
+        z = z[..., 0]
+        return 0.5 * x.square().sum(-1) + 1.5 * (z.square() - 2).square() - 0.6 * z
+
+
+@pytest.mark.statistical
+def test_a_posterior_with_two_modes_gets_their_weights(rng, seed):
+    """Draws and mean: chains do not cross in time, so the weights must come from importance.
+
+    A mean of 256 weighted draws is biased by a few 256ths of a deviation.
+    """
+    X = rng.standard_normal((200, 1))
+    model = LVEBMEstimator(1, energy=lambda d, k: TwoModes(), max_iter=50, random_state=seed).fit(X)
+    energy = TwoModes()
+
+    def log_density(z):
+        return -energy(torch.zeros(len(z), 1), torch.from_numpy(z)).numpy()
+
+    moments = oracles.expectation(lambda z: np.hstack([z, z > 0, z**2]), log_density, AXIS)
+    deviation = math.sqrt(moments[2] - moments[0] ** 2)
+    rows = X[:3]
+    found = replicate(lambda m: m.transform(rows), model, rng, 2 * R)
+    assert_close_to(found, np.full((3, 1), moments[0]), slack=5 / 256 * deviation)
+    draws = replicate(lambda m: m.sample_posterior(rows, 100), model, rng, 2 * R)[..., 0]
+    assert_close_to((draws > 0).mean(1), np.full(3, moments[1]), slack=5 / 256)
+
+
+@pytest.mark.statistical
+def test_both_phases_find_a_density_that_no_gaussian_has(rng, seed):
+    """The free energy on two clusters: at least half of the Gaussian's divergence is closed.
+
+    A tilt on a frozen Gaussian gains only what data and negatives teach it together.
+    """
+    means, covariances = np.array([[-2.0], [2.0]]), np.full((2, 1, 1), 0.5)
+    X = oracles.mixture_sample(3000, np.array([0.4, 0.6]), means, covariances, rng)
+    log_q = oracles.mixture_log_prob(X, np.array([0.4, 0.6]), means, covariances)[1000:]
+    model = LVEBMEstimator(1, energy=FreeEnergy((32, 32)), max_iter=600, random_state=seed)
+    model.fit(X[:1000])
+    gaussian = oracles.gaussian_log_prob(X[1000:], X[:1000].mean(0), X[:1000].var(0)[:, None])
+    learned = model.score_samples(X[1000:])
+    assert (log_q - learned).mean() < 0.5 * (log_q - gaussian).mean()
+
+
 # -- case 10: probabilistic PCA ------------------------------------------------------------------
 
 

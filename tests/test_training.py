@@ -70,7 +70,8 @@ def test_stages_and_history(moons, seed):
     stages = [row["stage"] for row in model.history_]
     assert stages == sorted(stages)
     assert set(stages) == {"reference", "tilt"}
-    assert model.history_[-1]["n_iter"] == model.n_iter_ == 100
+    # A stage without improvement ends early.
+    assert model.history_[-1]["n_iter"] == model.n_iter_ <= 100
     assert {"energy_gap", "acceptance_sweep", "acceptance_conditional"} <= set(model.diagnostics_)
 
 
