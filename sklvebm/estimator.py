@@ -19,7 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
 
 from ._parameters import checked_options
+from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
+from .report import score_report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -338,7 +340,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             report=self._report,
             start=start,
         )
-        model, outcome = trainer.run()
+        model, outcome, diagnostics = trainer.run()
         self._set_model(model)
         self.n_components_ = self._n_features_out = options.n_components
         self.n_iter_ = max(outcome.n_iter, 1)
@@ -350,30 +352,32 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         }
         last = outcome.history[-1] if outcome.history else {}
         self.diagnostics_ = {
-            name: last[name] for name in last if name.startswith(("acceptance", "energy_gap"))
-        }
+            name: float(value)
+            for name, value in last.items()
+            if name.startswith(("acceptance", "energy_gap"))
+        } | diagnostics
         self.device_ = str(device)
         self._warn()
 
     def _warn(self) -> None:
+        found = []
         if not self.converged_:
-            warnings.warn(
+            found.append(
                 f"the held-out log-likelihood was still rising at max_iter={self.max_iter} "
-                "updates; increase max_iter.",
-                ConvergenceWarning,
-                stacklevel=4,
+                "updates; increase max_iter."
             )
-        if self._model.log_partition.disagrees:
-            estimate = self._model.log_partition
-            warnings.warn(
+        estimate = self._model.log_partition
+        if estimate.disagrees:
+            reasons = ", ".join(f"{by:.2f} nats by {why}" for why, by in estimate.raises.items())
+            found.append(
                 f"log Z = {estimate.value:.2f} ± {estimate.std:.2f}, from pool and reference "
-                f"together, is too low by other evidence: {estimate.forward:.2f} from the "
-                f"reference alone, and data {estimate.excess:.2f} nats deeper in the tilt than the "
-                f"pool explains. score uses {estimate.conservative:.2f}, which makes it lower. A "
-                "smaller learning_rate, a larger pool_size or more weight_decay usually helps.",
-                ConvergenceWarning,
-                stacklevel=4,
+                f"together, is too low by other evidence: {reasons}. score uses "
+                f"{estimate.conservative:.2f}, which makes it lower. A smaller learning_rate, a "
+                "larger pool_size or more weight_decay usually helps."
             )
+        found += complaints(self.diagnostics_, fixed_step_size=self.step_size != "auto")
+        for message in found:
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
     def _report(self, row: dict) -> None:
         if self.verbose:
@@ -542,19 +546,26 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         return to_numpy(model.sample_posterior(x, n_samples, self._generator(random_state)))
 
-    def score_samples(self, X):
+    def score_samples(self, X, return_std=False):
         """Normalised log-density of each row.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        return_std : bool, default=False
+            Also return the Monte Carlo error of each row's free energy. The error of log Z,
+            ``log_partition_std_``, is shared by all rows and not part of it.
 
         Returns
         -------
         log_prob : ndarray of shape (n_samples,)
             log p(x) in nats, in the user's units, float64.
+        std : ndarray of shape (n_samples,)
+            Standard errors in nats. Only where ``return_std`` is True.
         """
-        return -self.free_energy(X) - self.log_partition_
+        value, std, _ = self._log_evidence(X)
+        log_prob = value - self.log_partition_
+        return (log_prob, std) if return_std else log_prob
 
     def score(self, X, y=None):
         """Mean normalised log-density: comparable across all hyper-parameters.
@@ -572,6 +583,55 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         return float(self.score_samples(X).mean())
 
+    def score_report(self, X, n_worst=5):
+        """The score with everything that stands behind it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        n_worst : int, default=5
+            Rows of the lowest log-density to list.
+
+        Returns
+        -------
+        report : ScoreReport
+            Mean, standard error in its three parts, bounds, worst rows; prints as text.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklvebm import LVEBMEstimator
+        >>> X = load_iris().data
+        >>> report = LVEBMEstimator(2, energy="linear", random_state=0).fit(X).score_report(X)
+        >>> print(report)
+        log-likelihood -2.695 ± 0.130 nats a row (150 rows)
+          error: rows' spread 0.130, rows' evidence 0.000, log Z 0.000
+          bounds from log Z: -2.695 to -2.695
+          lowest: row 41: -11.4, row 15: -7.7, row 135: -7.4, row 131: -7.1, row 68: -6.8
+        """
+        value, std, mean_std = self._log_evidence(X)
+        n_worst = check_scalar(n_worst, "n_worst", Integral, min_val=0)
+        return score_report(
+            value - self.log_partition_,
+            std,
+            std_rows=mean_std,
+            log_partition=self.log_partition_,
+            std_partition=self.log_partition_std_,
+            bounds=self.log_partition_bounds_,
+            raised_by=self._model.log_partition.raises,
+            n_worst=n_worst,
+            diagnostics=self.diagnostics_,
+        )
+
+    def _log_evidence(self, X) -> tuple[NDArray, NDArray, float]:
+        """−F(x) in the user's units, its standard errors, and that of their mean."""
+        from ._arrays import to_numpy
+
+        x, model, _ = self._rows(X)
+        value, std, mean_std = model.log_evidence(x)
+        value, std = (to_numpy(part).astype(np.float64) for part in (value, std))
+        return value - self._log_jacobian, std, mean_std
+
     def free_energy(self, X):
         """Free energy F(x) = −log ∫ exp(−E(x, z)) dz.
 
@@ -584,10 +644,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         F : ndarray of shape (n_samples,)
             In nats, float64; −F(x) − ``log_partition_`` is log p(x) in the user's units.
         """
-        from ._arrays import to_numpy
-
-        x, model, _ = self._rows(X)
-        return self._log_jacobian - to_numpy(model.log_evidence(x)).astype(np.float64)
+        return -self._log_evidence(X)[0]
 
     def joint_energy(self, X, Z):
         """Joint energy E(x, z) of paired rows.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +18,17 @@ from torch import Tensor
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
+from .evidence import Posterior, explore, row_posterior
 from .langevin import Noise, Preconditioner, StepSize, gaussian_step, init, langevin_step
-from .likelihood import LogPartition, Posterior, explore, importance
 from .particles import ACCEPTANCE, JointPool, regularised
+from .partition import LogPartition
 
 # Rows answered at once: bounds memory, and does not change the answers.
 _CHUNK = 64
 _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
-_N_IMPORTANCE = (256, 256)
 _N_POOL_MOVES = 25
+# A prime: the seeds of a row's rounds are this far apart.
+_STREAM = 15485863
 _N_CONDITIONAL = 512
 _MIN_ESS = 32.0
 
@@ -36,6 +38,19 @@ class _SharedRows(Noise):
 
     def __init__(self, seed: int, device: torch.device) -> None:
         super().__init__(generator_from_seed(seed, device), shared_dims=(0,))
+
+
+class Evidence(NamedTuple):
+    """log ∫ exp(−E(x, z)) dz of n rows, ``value (n,)``, in nats.
+
+    ``std (n,)`` is each row's standard error, ``mean_std`` that of their mean. The rows share their
+    draws, so their errors are correlated: to first order the error of a row is the mean over the
+    draws of its weights less one, and that of the mean is taken draw by draw.
+    """
+
+    value: Tensor
+    std: Tensor
+    mean_std: float
 
 
 @dataclass
@@ -92,7 +107,9 @@ class Model:
         """Linear guess of E[z | x], ``(n, k)``, within ten prior standard deviations."""
         return (x @ self.start[:-1] + self.start[-1]).clamp(-10.0, 10.0)
 
-    def explore(self, x: Tensor, *, noise: Noise, guess: Tensor | None = None) -> Tensor:
+    def explore(
+        self, x: Tensor, *, noise: Noise, guess: Tensor | None = None, n_keep: int = _N_KEEP
+    ) -> Tensor:
         """Particles ``(n, p, k)`` of the posterior of each row of ``x (n, d)``, by MALA."""
         preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
         guess = self.guess(x) if guess is None else guess
@@ -104,19 +121,23 @@ class Model:
             preconditioner=preconditioner,
             initial_step_size=0.3,
             n_burn=_N_BURN,
-            n_keep=_N_KEEP,
+            n_keep=n_keep,
             noise=noise,
         )
 
     def posterior(self, x: Tensor) -> Iterator[Posterior]:
         """Posterior of each row of ``x (n, d)``, a chunk of rows at a time; deterministic."""
+
+        def noise(i: int) -> Noise:
+            # Streams of their own, so that no round's proposals depend on the next one's draws.
+            return _SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
+
         for rows in x.split(_CHUNK):
-            noise = _SharedRows(self.seed, self.device)
-            yield importance(
-                self.energy.posterior(rows),
-                self.explore(rows, noise=noise),
-                self.covariance,
-                sizes=_N_IMPORTANCE,
+            yield row_posterior(
+                self.energy.posterior,
+                rows,
+                self.explore(rows, noise=noise(0)),
+                spread=self.covariance,
                 noise=noise,
             )
 
@@ -126,11 +147,21 @@ class Model:
             return self.energy.reference.linear_posterior(x)[0]
         return torch.cat([posterior.mean for posterior in self.posterior(x)])
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """−F(x) = log ∫ exp(−E(x, z)) dz, ``(n,)``."""
+    def log_evidence(self, x: Tensor) -> Evidence:
+        """−F(x) = log ∫ exp(−E(x, z)) dz of each row, and its errors."""
         if self.energy.is_gaussian:
-            return self.energy.reference.linear_log_prob(x)
-        return torch.cat([posterior.log_evidence for posterior in self.posterior(x)])
+            exact = self.energy.reference.linear_log_prob(x)
+            return Evidence(exact, torch.zeros_like(exact), 0.0)
+        values, errors, weights, alone = [], [], [], 0.0
+        for posterior in self.posterior(x):
+            values.append(posterior.log_evidence)
+            errors.append(posterior.std)
+            weights.append(posterior.weights.double().sum(0))
+            # Rows that took other draws have equal weights here: their errors count in full.
+            alone += float(posterior.std[posterior.weights.std(1) == 0].sum())
+        shared = torch.stack(weights).sum(0) * len(weights[0]) / len(x)
+        mean_std = float(shared.std() / len(shared) ** 0.5) + alone / len(x)
+        return Evidence(torch.cat(values), torch.cat(errors), mean_std)
 
     def sample_posterior(self, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draws of z given each row, ``(n_samples, n, k)``: resampled, then moved by MALA."""

@@ -72,11 +72,12 @@ class Schedule:
 
 @dataclass
 class Outcome:
-    """What a run of stages did."""
+    """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool."""
 
     n_iter: int = 0
     converged: bool = True
     history: list[dict[str, float | int | str]] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
 
 
 def _batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator:
@@ -182,12 +183,16 @@ class Saddle:
         """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
         rows = next(self._rows)
         x = self.X[rows]
+        # The flows differentiate by positions alone.
+        self.energy.requires_grad_(False)
         z = self.conditional.advance(rows, self.energy.posterior(x))
-        loss = self._energy(stage, x[:, None], z).mean()
         if stage.uses_pool:
             v = self.pool.advance(next(self._members), self.energy.log_tilt)
-            with torch.no_grad():
-                negatives = self.energy.reference.split(v)
+            negatives = self.energy.reference.split(v)
+        for parameter in stage.parameters:
+            parameter.requires_grad_(True)
+        loss = self._energy(stage, x[:, None], z).mean()
+        if stage.uses_pool:
             loss = loss - self._energy(stage, *negatives).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -210,6 +215,7 @@ class Saddle:
         average, optimizer = copy.deepcopy(self.energy), self._optimizer(stage)
         keeper, good = _Keeper(average, self.schedule), self._snapshot()
         self._assess(stage, keeper, math.nan)
+        self.outcome.gaps = []
         step = last = recoveries = 0
         while step < stage.n_updates and not keeper.is_stale:
             for group in optimizer.param_groups:
@@ -222,6 +228,8 @@ class Saddle:
                 continue
             step += 1
             self.outcome.n_iter += 1
+            if stage.uses_pool:
+                self.outcome.gaps.append(gap)
             _average(average, self.energy, step)
             if step - last == self.schedule.evaluate_every or step == stage.n_updates:
                 last = step

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import draw_seed, generator_from_seed, to_numpy, to_tensor
+from .diagnostics import gap_statistics
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
+from .evidence import explore, importance, moments
+from .finishing import finish
 from .langevin import Noise, Preconditioner
-from .likelihood import LogPartition, Posterior, excess_tilt, explore, importance, log_partition
 from .model import Model
 from .particles import (
     ConditionalFlow,
@@ -25,6 +27,7 @@ from .particles import (
     PointEstimates,
     regularised,
 )
+from .partition import direct_log_partition, excess_tilt
 from .reference import PPCA, fit_ppca
 from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
@@ -35,9 +38,7 @@ _REFERENCE_SHARE = 0.65
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 _N_EVALUATIONS = 10
-_N_CALIBRATION = 512
 _MAX_HELD_OUT = 2000
-_N_REFERENCE = 16384
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class Trainer:
             Stage("tilt", tilt, total - first, _TILT_RATE[self.options.dynamics], True),
         ]
 
-    def run(self) -> tuple[Model, Outcome]:
-        """Train all stages and finish the model."""
+    def run(self) -> tuple[Model, Outcome, dict[str, float]]:
+        """Train all stages and finish the model; returns it, what training did, diagnostics."""
         options = self.options
         saddle = Saddle(
             self.energy,
@@ -227,7 +228,17 @@ class Trainer:
         )
         for stage in self.stages():
             saddle.run(stage)
-        return self.finish(), saddle.outcome
+        model, diagnostics = finish(
+            self.spec,
+            self.energy,
+            self.X,
+            self.held_out,
+            self.conditional,
+            self.pool.position,
+            seed=self._seed(),
+            noise=self.noise,
+        )
+        return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows, by chains that go on from the last evaluation."""
@@ -245,63 +256,23 @@ class Trainer:
             energy.posterior(x),
             preconditioner=preconditioner,
             initial_step_size=0.3,
-            n_burn=15,
+            n_burn=8,
             n_keep=10,
             noise=self.noise,
         )
         self._held_out_particles = kept[:, -8:]
         # The same draws at every evaluation: differences between evaluations are less noisy.
         fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        posterior = importance(energy.posterior(x), kept, covariance, sizes=(128,), noise=fixed)
-        log_z = LogPartition(0.0, 0.0, 0.0, 0.0)
+        posterior = importance(
+            energy.posterior(x), *moments(kept), spread=covariance, sizes=(128,), noise=fixed
+        )
+        value = 0.0
         if uses_pool:
-            log_z = log_partition(energy, self.pool, n_sweeps=0, n_reference=8192, noise=fixed)
-            excess = excess_tilt(energy, x, posterior, self.pool.position)
-            log_z = log_z._replace(excess=excess)
-        value = log_z.conservative
+            members = self.pool.position
+            log_z = direct_log_partition(energy, members, n_reference=8192, noise=fixed)
+            excess = excess_tilt(energy, x, posterior, members)
+            value = log_z._replace(excess=excess).conservative
         return Evaluation(float(posterior.log_evidence.mean()) - value, value)
-
-    def finish(self) -> Model:
-        """Fit where a row's chains start, bring the pool to equilibrium, and take log Z."""
-        self.energy.eval().requires_grad_(False)
-        pool = JointPool(
-            self.pool.position, dynamics="mala", n_steps=2, step_size="auto", noise=self.noise
-        )
-        log_z = log_partition(
-            self.energy, pool, n_sweeps=150, n_reference=_N_REFERENCE, noise=self.noise
-        )
-        model = Model(
-            self.spec,
-            self.energy,
-            self.X.new_zeros(self.X.shape[1] + 1, self.options.n_components),
-            self.conditional.covariance,
-            pool.position,
-            log_z,
-            self._seed(),
-        )
-        rows = torch.randperm(len(self.X), generator=self.generator, device=self.device)
-        x = self.X[rows[:_N_CALIBRATION]]
-        guess = self.conditional.location[rows[:_N_CALIBRATION]]
-        for _ in range(2):
-            particles = model.explore(x, noise=self.noise, guess=guess)
-            guess = particles.mean(1)
-            centred = (particles - guess[:, None]).reshape(-1, guess.shape[1])
-            model.covariance = centred.T @ centred / len(centred)
-        model.start = _ridge(x, guess)
-        if self.energy.tilt is not None:
-            x = x if self.held_out is None else self.held_out[:_N_CALIBRATION]
-            posterior = Posterior(*map(torch.cat, zip(*model.posterior(x), strict=True)))
-            excess = excess_tilt(self.energy, x, posterior, pool.position)
-            model.log_partition = log_z._replace(excess=excess)
-        return model
 
 
 _CPU = torch.device("cpu")
-
-
-def _ridge(x: Tensor, z: Tensor) -> Tensor:
-    """Ridge regression of z on (x, 1), ``(d + 1, k)``; a start for chains, so its bias is free."""
-    design = torch.cat([x, x.new_ones(len(x), 1)], 1).double()
-    eye = torch.eye(design.shape[1], dtype=design.dtype, device=x.device)
-    gram = design.T @ design + 1e-3 * len(x) * eye
-    return torch.linalg.solve(gram, design.T @ z.double()).to(x.dtype)

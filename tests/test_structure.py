@@ -10,12 +10,14 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
-    {"_arrays", "networks", "langevin", "_parameters"},
-    {"reference"},
+    {"_arrays", "networks", "langevin", "_parameters", "diagnostics", "report"},
+    {"reference", "annealing"},
     {"energies"},
     {"particles"},
-    {"saddle", "likelihood"},
+    {"evidence", "saddle"},
+    {"partition"},
     {"model"},
+    {"finishing"},
     {"training"},
     {"estimator"},
 ]

@@ -125,14 +125,19 @@ class JointEnergy(nn.Module):
 
     def reference_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of p_0 that are learned; none where it is frozen."""
-        return iter(self.reference.parameters() if self.train_reference else ())
+        return _trainable(self.reference if self.train_reference else None)
 
     def tilt_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of f."""
-        return iter(() if self.tilt is None else self.tilt.parameters())
+        return _trainable(self.tilt)
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that weight decay pulls to zero: network matrices and the mixing."""
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2 and name != "reference.weight":
                 yield parameter
+
+
+def _trainable(module: nn.Module | None) -> Iterator[nn.Parameter]:
+    """Parameters that a user's module does not hold fixed."""
+    return (p for p in (() if module is None else module.parameters()) if p.requires_grad)

@@ -1,0 +1,141 @@
+"""From a trained energy to a model that answers: equilibrium, log Z, starts, diagnostics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._arrays import to_numpy
+from .diagnostics import MAX_RHAT, conditional_mixing, joint_mixing
+from .energies import EnergySpec
+from .energies._joint import JointEnergy
+from .evidence import Posterior
+from .langevin import Noise
+from .model import Model
+from .particles import ConditionalFlow, JointPool
+from .partition import LogPartition, excess_tilt, log_partition
+
+_N_CALIBRATION = 256
+_N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 100
+# Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
+_SHARE_APART = 0.25
+_N_SWEEPS, _MAX_ROUNDS = 80, 3
+_N_REFERENCE = 16384
+_CHUNK = 4096
+
+
+def finish(
+    spec: EnergySpec,
+    energy: JointEnergy,
+    x: Tensor,
+    held_out: Tensor | None,
+    conditional: ConditionalFlow,
+    pool: Tensor,
+    *,
+    seed: int,
+    noise: Noise,
+) -> tuple[Model, dict[str, float]]:
+    """Freeze ``energy`` and make the model that answers from it.
+
+    Parameters
+    ----------
+    spec : EnergySpec
+    energy : JointEnergy
+    x : Tensor of shape (n, d)
+        Training rows, standardised.
+    held_out : Tensor or None
+    conditional : ConditionalFlow
+        Its guesses of each row's latents, and of their covariance.
+    pool : Tensor of shape (m, k + d)
+        The trained negatives.
+    seed : int
+        Of every deterministic answer of the model.
+    noise : Noise
+
+    Returns
+    -------
+    model : Model
+    diagnostics : dict
+        R-hat and ESS of both flows.
+    """
+    energy.eval().requires_grad_(False)
+    model = Model(
+        spec,
+        energy,
+        x.new_zeros(x.shape[1] + 1, conditional.location.shape[1]),
+        conditional.covariance,
+        pool,
+        LogPartition(0.0, 0.0, 0.0, 0.0),
+        seed,
+    )
+    picks = torch.randperm(len(x), generator=noise.generator, device=x.device)[:_N_CALIBRATION]
+    particles = _calibrate(model, x[picks], conditional.location[picks], noise)
+    diagnostics = {} if energy.is_gaussian else _diagnosed(model, x[picks], noise)
+    if energy.tilt is not None:
+        n_apart = max(1, int(_SHARE_APART * len(pool)))
+        model.pool, trace = equilibrated(energy, pool, (x[picks], particles), n_apart, noise)
+        diagnostics |= joint_mixing(trace, n_apart)
+        groups = (slice(0, len(pool) - n_apart), slice(len(pool) - n_apart, None))
+        log_z = log_partition(
+            energy, model.pool, n_reference=_N_REFERENCE, noise=noise, groups=groups
+        )
+        judged = (x[picks] if held_out is None else held_out)[:_N_CALIBRATION]
+        posterior = Posterior(*map(torch.cat, zip(*model.posterior(judged), strict=True)))
+        excess = excess_tilt(energy, judged, posterior, model.pool)
+        model.log_partition = log_z._replace(excess=excess)
+    return model, diagnostics
+
+
+def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> Tensor:
+    """Set where a row's chains start and how they step; returns a latent draw of each row."""
+    for _ in range(2):
+        particles = model.explore(x, noise=noise, guess=guess)
+        guess = particles.mean(1)
+        centred = (particles - guess[:, None]).reshape(-1, guess.shape[1])
+        model.covariance = centred.T @ centred / len(centred)
+    model.start = _ridge(x, guess)
+    return particles[:, -1]
+
+
+def _diagnosed(model: Model, x: Tensor, noise: Noise) -> dict[str, float]:
+    x = x[:_N_DIAGNOSED]
+    draws = model.explore(x, noise=noise, n_keep=_N_DIAGNOSED_DRAWS)
+    draws = draws.reshape(len(x), _N_DIAGNOSED_DRAWS, -1, draws.shape[-1]).transpose(1, 2)
+    return conditional_mixing(to_numpy(draws))
+
+
+def equilibrated(
+    energy: JointEnergy,
+    pool: Tensor,
+    data: tuple[Tensor, Tensor],
+    n_apart: int,
+    noise: Noise,
+) -> tuple[Tensor, np.ndarray]:
+    """The pool with its last ``n_apart`` members started from data, after moves; and their trace.
+
+    The moves go on while the two parts disagree, up to a limit. Returns the members ``(m, k + d)``
+    and −f of each after each of the later moves, ``(m, n_draws)``.
+    """
+    x, z = data
+    rows = torch.arange(n_apart, device=x.device) % len(x)
+    started = torch.cat([z[rows], energy.reference.to_noise(x[rows], z[rows])[0]], -1)
+    members = torch.cat([pool[: len(pool) - n_apart], started])
+    moving = JointPool(members, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
+    for _ in range(_MAX_ROUNDS):
+        trace = []
+        for _ in range(_N_SWEEPS):
+            moving.advance(slice(None), energy.log_tilt)
+            trace.append(torch.cat([energy.log_tilt(v) for v in moving.position.split(_CHUNK)]))
+        late = to_numpy(torch.stack(trace[_N_SWEEPS // 2 :], 1)).astype(np.float64)
+        if joint_mixing(late, n_apart)["rhat_joint"] <= MAX_RHAT:
+            break
+    return moving.position, late
+
+
+def _ridge(x: Tensor, z: Tensor) -> Tensor:
+    """Ridge regression of z on (x, 1), ``(d + 1, k)``; a start for chains, so its bias is free."""
+    design = torch.cat([x, x.new_ones(len(x), 1)], 1).double()
+    eye = torch.eye(design.shape[1], dtype=design.dtype, device=x.device)
+    gram = design.T @ design + 1e-3 * len(x) * eye
+    return torch.linalg.solve(gram, design.T @ z.double()).to(x.dtype)
