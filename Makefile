@@ -13,8 +13,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## digits, end to end: a pipeline, a grid search, a comparison, a picture
 	$(BIN)/python benchmarks/demo.py
 
+# A worker a core, each on one thread: small tensors gain nothing from two.
 test: $(VENV)/.installed  ## the whole suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

@@ -146,7 +146,9 @@ def _move(
         return beta * log_tilt(v)
 
     def swept(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return independence_step(position, value, tempered, noise=noise)[:2]
+        fresh = noise.normal(position).expand_as(position)
+        with torch.no_grad():
+            return independence_step(position, value, fresh, tempered(fresh), noise=noise)[:2]
 
     position, value = state.position, beta * state.log_density
     if forward:

@@ -24,12 +24,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .langevin import LogDensity, Noise, Preconditioner, State, StepSize, init, langevin_step
-from .particles import ACCEPTANCE, regularised
+from .langevin import (
+    LogDensity,
+    Noise,
+    Preconditioner,
+    State,
+    StepSize,
+    init,
+    langevin_step,
+    regularised,
+)
+from .particles import ACCEPTANCE
 
 # Degrees of freedom of the Student-t proposals: heavy enough for a posterior twice as wide.
 _PROPOSAL_DOF = 8.0
 _INFLATION = 1.2
+# Keeps uniforms off 0 and 1 in single precision.
+_TINY = 1e-7
 # Draws of each round; a round's proposal is fitted to the round before, the last one counts.
 _SIZES, _MORE_SIZES = (256, 256), (1024, 2048)
 # Standard errors of log p(x), in nats, beyond which a row gets more draws, and the annealed path.
@@ -147,12 +158,12 @@ class StudentT:
 
     def sample(self, size: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """Draws ``(n, size, k)`` and their log-densities ``(n, size)``."""
-        like = self.mean[:, None].expand(-1, size, -1)
-        normal = noise.normal(like)
+        k, half = self.mean.shape[1], int(_PROPOSAL_DOF) // 2
+        like = self.mean.new_empty(1, 1, 1).expand(len(self.mean), size, k + half)
+        uniforms = noise.points(like).clamp(_TINY, 1 - _TINY)
+        normal = torch.special.ndtri(uniforms[..., :k])
         # χ²_ν for even ν is twice a sum of ν/2 unit exponentials.
-        half = int(_PROPOSAL_DOF) // 2
-        uniforms = noise.uniform(like[..., :1].expand(*like.shape[:-1], half))
-        chi2 = -2 * torch.log1p(-uniforms).sum(-1, keepdim=True)
+        chi2 = -2 * uniforms[..., k:].log().sum(-1, keepdim=True)
         t = normal * torch.rsqrt(chi2 / _PROPOSAL_DOF)
         draws = self.mean[:, None] + t @ self.preconditioner.factor.transpose(1, 2)
         return draws, self._unit_log_prob(t) - self.log_det[:, None]

@@ -21,7 +21,6 @@ _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 100
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 80, 3
-_N_REFERENCE = 16384
 _CHUNK = 4096
 
 
@@ -31,7 +30,7 @@ def finish(
     x: Tensor,
     held_out: Tensor | None,
     conditional: ConditionalFlow,
-    pool: Tensor,
+    pool: JointPool,
     *,
     seed: int,
     noise: Noise,
@@ -47,7 +46,7 @@ def finish(
     held_out : Tensor or None
     conditional : ConditionalFlow
         Its guesses of each row's latents, and of their covariance.
-    pool : Tensor of shape (m, k + d)
+    pool : JointPool
         The trained negatives.
     seed : int
         Of every deterministic answer of the model.
@@ -65,7 +64,7 @@ def finish(
         energy,
         x.new_zeros(x.shape[1] + 1, conditional.location.shape[1]),
         conditional.covariance,
-        pool,
+        pool.position,
         LogPartition(0.0, 0.0, 0.0, 0.0),
         seed,
     )
@@ -73,13 +72,10 @@ def finish(
     particles = _calibrate(model, x[picks], conditional.location[picks], noise)
     diagnostics = {} if energy.is_gaussian else _diagnosed(model, x[picks], noise)
     if energy.tilt is not None:
-        n_apart = max(1, int(_SHARE_APART * len(pool)))
+        n_apart = max(1, int(_SHARE_APART * len(pool.position)))
         model.pool, trace = equilibrated(energy, pool, (x[picks], particles), n_apart, noise)
         diagnostics |= joint_mixing(trace, n_apart)
-        groups = (slice(0, len(pool) - n_apart), slice(len(pool) - n_apart, None))
-        log_z = log_partition(
-            energy, model.pool, n_reference=_N_REFERENCE, noise=noise, groups=groups
-        )
+        log_z = log_partition(energy, model.pool, n_apart=n_apart, noise=noise)
         judged = (x[picks] if held_out is None else held_out)[:_N_CALIBRATION]
         posterior = Posterior(*map(torch.cat, zip(*model.posterior(judged), strict=True)))
         excess = excess_tilt(energy, judged, posterior, model.pool)
@@ -107,7 +103,7 @@ def _diagnosed(model: Model, x: Tensor, noise: Noise) -> dict[str, float]:
 
 def equilibrated(
     energy: JointEnergy,
-    pool: Tensor,
+    pool: JointPool,
     data: tuple[Tensor, Tensor],
     n_apart: int,
     noise: Noise,
@@ -120,8 +116,9 @@ def equilibrated(
     x, z = data
     rows = torch.arange(n_apart, device=x.device) % len(x)
     started = torch.cat([z[rows], energy.reference.to_noise(x[rows], z[rows])[0]], -1)
-    members = torch.cat([pool[: len(pool) - n_apart], started])
+    members = torch.cat([pool.position[: len(pool.position) - n_apart], started])
     moving = JointPool(members, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
+    moving.proposal = pool.proposal
     for _ in range(_MAX_ROUNDS):
         trace = []
         for _ in range(_N_SWEEPS):

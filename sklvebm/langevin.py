@@ -57,6 +57,10 @@ class Noise:
             self._shape(like.shape), generator=self.generator, dtype=like.dtype, device=like.device
         )
 
+    def points(self, like: Tensor) -> Tensor:
+        """Uniform draws for an integral over the last dimension of ``like (..., s, w)``."""
+        return self.uniform(like)
+
 
 class State(NamedTuple):
     """Where the chains are: ``position (..., m)``, ``log_density (...)``, ``gradient (..., m)``."""
@@ -89,6 +93,14 @@ class Preconditioner(NamedTuple):
         eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
         return cls(factor, inverse)
+
+
+def regularised(covariance: Tensor) -> Tensor:
+    """``covariance`` plus a small multiple of its mean variance, to keep Cholesky safe."""
+    k = covariance.shape[-1]
+    trace = torch.diagonal(covariance, dim1=-2, dim2=-1).sum(-1) / k
+    eye = torch.eye(k, dtype=covariance.dtype, device=covariance.device)
+    return covariance + (1e-4 * trace + 1e-10)[..., None, None] * eye
 
 
 def init(position: Tensor, log_density: LogDensity) -> State:
@@ -202,27 +214,30 @@ def gaussian_step(
 
 
 def independence_step(
-    position: Tensor, log_tilt_value: Tensor, log_tilt: LogDensity, *, noise: Noise
+    position: Tensor,
+    log_weight: Tensor,
+    fresh: Tensor,
+    fresh_log_weight: Tensor,
+    *,
+    noise: Noise,
 ) -> tuple[Tensor, Tensor, Info]:
-    r"""One independence-Metropolis sweep for N(v; 0, I) exp(ℓ(v)) with fresh draws from N(0, I).
+    r"""One independence-Metropolis sweep, with ``fresh`` draws from a law q.
 
-    Accepts with probability min(1, exp(ℓ(new) − ℓ(old))). Needs no gradient.
+    Accepts with probability min(1, w(fresh) / w(position)), w = target / q. For the target
+    N(v; 0, I) exp(ℓ(v)) and q = N(0, I), log w is ℓ. Needs no gradient.
 
     Returns
     -------
     position : Tensor of shape (..., m)
-    log_tilt_value : Tensor of shape (...)
+    log_weight : Tensor of shape (...)
     info : Info
     """
-    fresh = noise.normal(position).expand_as(position)
-    with torch.no_grad():
-        value = log_tilt(fresh)
-    log_ratio = value - log_tilt_value
+    log_ratio = fresh_log_weight - log_weight
     log_ratio = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf)
     accepted = noise.uniform(log_ratio).log() < log_ratio
     return (
         torch.where(accepted[..., None], fresh, position),
-        torch.where(accepted, value, log_tilt_value),
+        torch.where(accepted, fresh_log_weight, log_weight),
         Info(log_ratio.clamp(max=0.0).exp()),
     )
 

@@ -21,7 +21,9 @@ from .langevin import (
     independence_step,
     init,
     langevin_step,
+    regularised,
 )
+from .proposals import Proposal
 
 # Mean acceptance aimed at. Unadjusted chains get shorter steps, since nothing corrects their bias.
 ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
@@ -69,6 +71,10 @@ class LangevinParticles:
     def location(self) -> Tensor:
         """Mean of each datum's particles, ``(n, k)``."""
         return self.position.mean(1)
+
+    def draws(self, rows: slice) -> Tensor:
+        """A draw of the latents of each of ``rows``, ``(n, k)``."""
+        return self.position[rows, 0]
 
     def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
         """Move the particles of ``rows (b,)``; returns them, ``(b, p, k)``."""
@@ -133,6 +139,11 @@ class GaussianPosteriors:
         xi = torch.cat([half, -half], 1)[:, : max(self.n_particles, 1)]
         return loc[:, None] + log_scale.exp()[:, None] * xi, xi
 
+    def draws(self, rows: slice) -> Tensor:
+        """A draw of the latents of each of ``rows``, ``(n, k)``."""
+        loc = self.location[rows]
+        return loc + self.log_scale[rows].exp() * self.noise.normal(loc)
+
     def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
         """Improve q of ``rows (b,)``; returns draws from it, ``(b, p, k)``."""
         loc, log_scale = self.location[rows], self.log_scale[rows]
@@ -173,6 +184,10 @@ class PointEstimates:
         """Median step size over the data."""
         return StepSize(float(self.steps.median()), initial=1, target=1)
 
+    def draws(self, rows: slice) -> Tensor:
+        """The points of ``rows``, ``(n, k)``."""
+        return self.location[rows]
+
     def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
         """Climb for ``rows (b,)``; returns their points, ``(b, 1, k)``."""
         state, steps = init(self.location[rows][:, None], log_density), self.steps[rows]
@@ -195,20 +210,15 @@ class PointEstimates:
 ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates
 
 
-def regularised(covariance: Tensor) -> Tensor:
-    """``covariance`` plus a small multiple of its mean variance, to keep Cholesky safe."""
-    k = covariance.shape[-1]
-    trace = torch.diagonal(covariance, dim1=-2, dim2=-1).sum(-1) / k
-    eye = torch.eye(k, dtype=covariance.dtype, device=covariance.device)
-    return covariance + (1e-4 * trace + 1e-10)[..., None, None] * eye
-
-
 class JointPool:
     """Persistent joint negatives ũ_j, in the reference's coordinates ``v (m, k + d)``.
 
-    With ``dynamics="mala"`` a visit is one independence sweep with fresh reference draws, which
-    jumps between modes, and ``n_steps`` Metropolis-adjusted steps, which refine. With "ula" it is
-    ``n_steps`` unadjusted steps on E(v) = ½‖v‖² + f, and nothing else.
+    With ``dynamics="mala"`` a visit is one independence sweep with fresh draws of ``proposal``,
+    which jumps between modes, and ``n_steps`` Metropolis-adjusted steps, which refine. With "ula"
+    it is ``n_steps`` unadjusted steps on E(v) = ½‖v‖² + f, and nothing else.
+
+    ``proposal`` is N(0, I) at first. Whoever knows better where the law is sets it: any proposal
+    leaves the law invariant.
     """
 
     def __init__(
@@ -221,6 +231,7 @@ class JointPool:
         noise: Noise,
     ) -> None:
         self.position = position
+        self.proposal = Proposal.reference(position)
         self.dynamics = dynamics
         self.n_steps = n_steps
         self.noise = noise
@@ -236,9 +247,10 @@ class JointPool:
         return v
 
     def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
-        with torch.no_grad():
-            value = log_tilt(v)
-        v, value, info = independence_step(v, value, log_tilt, noise=self.noise)
+        fresh, weight = self.proposal.draw(len(v), self.noise), self.proposal.log_weight
+        v, _, info = independence_step(
+            v, weight(v, log_tilt), fresh, weight(fresh, log_tilt), noise=self.noise
+        )
         self.sweep_acceptance = float(info.acceptance.mean())
         if self.n_steps:
             state = init(v, log_tilt)

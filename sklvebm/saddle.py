@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
+from .proposals import Proposal
 
 # Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
 _MAX_GRADIENT_NORM = 10.0
@@ -31,6 +32,7 @@ _MAX_RECOVERIES = 5
 # Data this many nats below the negatives: the pool has lost the model. An equilibrated pool has a
 # gap near zero, and one that lags does not catch up while the energy keeps falling at the data.
 _MAX_GAP = 20.0
+_MAX_PROPOSED = 4096
 
 
 class DivergenceError(RuntimeError):
@@ -202,6 +204,18 @@ class Saddle:
         optimizer.step()
         return float(loss.detach())
 
+    @torch.no_grad()
+    def _propose_from_data(self) -> None:
+        """Let the pool jump to where the data are, in the coordinates that it moves in.
+
+        Fresh reference draws alone never fall into the wells that the tilt digs at the data of many
+        dimensions, however much mass these have.
+        """
+        x = self.X[:_MAX_PROPOSED]
+        z = self.conditional.draws(slice(_MAX_PROPOSED))
+        v = torch.cat([z, self.energy.reference.to_noise(x, z)[0]], -1)
+        self.pool.proposal = Proposal.fitted(v, self.pool.noise)
+
     def _energy(self, stage: Stage, x: Tensor, z: Tensor) -> Tensor:
         """The part of E that the stage's parameters enter."""
         if stage.name == "tilt" and self.energy.tilt is not None:
@@ -216,6 +230,8 @@ class Saddle:
         keeper, good = _Keeper(average, self.schedule), self._snapshot()
         self._assess(stage, keeper, math.nan)
         self.outcome.gaps = []
+        if stage.uses_pool:
+            self._propose_from_data()
         step = last = recoveries = 0
         while step < stage.n_updates and not keeper.is_stale:
             for group in optimizer.param_groups:

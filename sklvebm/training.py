@@ -17,7 +17,7 @@ from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
 from .evidence import explore, importance, moments
 from .finishing import finish
-from .langevin import Noise, Preconditioner
+from .langevin import Noise, Preconditioner, regularised
 from .model import Model
 from .particles import (
     ConditionalFlow,
@@ -25,7 +25,6 @@ from .particles import (
     JointPool,
     LangevinParticles,
     PointEstimates,
-    regularised,
 )
 from .partition import direct_log_partition, excess_tilt
 from .reference import PPCA, fit_ppca
@@ -234,7 +233,7 @@ class Trainer:
             self.X,
             self.held_out,
             self.conditional,
-            self.pool.position,
+            self.pool,
             seed=self._seed(),
             noise=self.noise,
         )
@@ -269,7 +268,9 @@ class Trainer:
         value = 0.0
         if uses_pool:
             members = self.pool.position
-            log_z = direct_log_partition(energy, members, n_reference=8192, noise=fixed)
+            log_z = direct_log_partition(
+                energy, members, proposal=self.pool.proposal, n_draws=8192, noise=fixed
+            )
             excess = excess_tilt(energy, x, posterior, members)
             value = log_z._replace(excess=excess).conservative
         return Evaluation(float(posterior.log_evidence.mean()) - value, value)

@@ -210,6 +210,31 @@ def entropy(log_prob: Callable[[Array], Array], *axes: Array) -> float:
     return float(-(np.exp(log_p) * np.maximum(log_p, -1e4)).sum() * math.exp(_log_cell(axes)))
 
 
+# -- annealing -----------------------------------------------------------------------------------
+
+
+def ais_gaussian_mean(precision: float, n_steps: int) -> float:
+    """E log w of annealing from N(0, 1) to ``precision``, evenly spaced, by perfect transitions.
+
+    ℓ(v) = −½(λ − 1)v², and v has precision 1 + (λ − 1)β under β: a left Riemann sum of
+    log Z = −½ log λ.
+    """
+    betas = np.arange(n_steps) / n_steps
+    return float(-0.5 * ((precision - 1) / (1 + (precision - 1) * betas)).mean())
+
+
+def phi4_log_partition(n: int, spacing: float = 0.05, reach: float = 3.5) -> float:
+    """log Z of the periodic chain S = Σ ½(φ_i − φ_{i+1})² + (φ_i² − 1)², by its transfer matrix.
+
+    Z = tr Kⁿ, with K(a, b) = exp(−½(a − b)² − ½V(a) − ½V(b)) on a grid times its spacing.
+    """
+    a = np.arange(-reach, reach + spacing / 2, spacing)
+    half = 0.5 * (a**2 - 1) ** 2
+    kernel = spacing * np.exp(-0.5 * (a[:, None] - a) ** 2 - half[:, None] - half)
+    values = np.linalg.eigvalsh(kernel)
+    return n * math.log(values[-1]) + math.log(((values / values[-1]) ** n).sum())
+
+
 # -- known densities -----------------------------------------------------------------------------
 
 

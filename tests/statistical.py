@@ -21,6 +21,7 @@ FAILURE_BUDGET = 1e-5
 ALPHA = FAILURE_BUDGET / N_COMPARISONS
 Z = float(stats.norm.isf(ALPHA / 2))
 MIN_REPLICATES = 16
+MIN_RANKS_PER_BIN = 50
 
 
 def _as_array(values) -> np.ndarray:
@@ -110,4 +111,23 @@ def assert_calibrated(estimates, stds, exact, *, optimism: float = 1.25) -> None
     ratio = float(np.mean(z**2))
     assert low / optimism**2 <= ratio <= high * optimism**2, (
         f"mean squared z {ratio:.3f} outside [{low / optimism**2:.3f}, {high * optimism**2:.3f}]"
+    )
+
+
+def assert_uniform_ranks(ranks, n_bins: int) -> None:
+    """The ranks ``(N,)`` or ``(N, q)``, integers 0 … n_bins − 1, are uniform, column by column.
+
+    Pearson's χ² with n_bins − 1 degrees of freedom. With at least 50 ranks a bin its tail at ALPHA
+    is less than twice what χ² says (importance sampling of the multinomial: 1.5 times at 50).
+    """
+    ranks = _as_array(ranks)
+    ranks = ranks.reshape(len(ranks), -1)
+    expected = len(ranks) / n_bins
+    assert expected >= MIN_RANKS_PER_BIN, f"{expected} ranks a bin are too few for χ²"
+    assert np.isin(ranks, np.arange(n_bins)).all(), f"a rank is not one of 0 … {n_bins - 1}"
+    counts = np.stack([(ranks == value).sum(0) for value in range(n_bins)])
+    chi2 = ((counts - expected) ** 2 / expected).sum(0)
+    critical = stats.chi2.isf(ALPHA / len(chi2), n_bins - 1)
+    assert np.all(chi2 <= critical), (
+        f"not uniform: χ² {chi2}, critical {critical:.1f}; counts\n{counts}"
     )

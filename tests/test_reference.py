@@ -9,6 +9,7 @@ import oracles
 import pytest
 import torch
 
+from sklvebm import tails
 from sklvebm.reference import PPCA, Reference, fit_ppca
 
 
@@ -126,6 +127,66 @@ def test_the_conditional_mean_is_that_of_the_draws(generator, mixing, linear):
         x = reference.from_noise(noise.expand(4, -1, -1), z[:, None])
         expected = (weights[:, None] * x).sum(1)
         torch.testing.assert_close(reference.mean(z), expected, rtol=1e-9, atol=1e-9)
+
+
+# -- the tails' energy ---------------------------------------------------------------------------
+
+
+def tail_inputs(generator, d=3):
+    """Residuals ``(4, 5, d)`` on both sides of zero, and scales, tails and skewness of each."""
+    residual = 3 * uniform(generator, 4, 5, d)
+    log_scale, log_tail = uniform(generator, 4, 1, d), uniform(generator, d) - 1.0
+    return residual, log_scale, log_tail, 0.8 * uniform(generator, d)
+
+
+def test_tails_from_normal_inverts_to_normal(generator):
+    """Also far out, where e grows as sinh; e(0) = 0 and de/dε(0) = 1."""
+    _, _, log_tail, skew = tail_inputs(generator)
+    noise = 8 * uniform(generator, 50, 3)
+    e = tails.from_normal(noise, log_tail, skew)
+    torch.testing.assert_close(tails.to_normal(e, log_tail, skew)[0], noise, rtol=1e-10, atol=1e-10)
+    e = 20 * uniform(generator, 50, 3)
+    back = tails.from_normal(tails.to_normal(e, log_tail, skew)[0], log_tail, skew)
+    torch.testing.assert_close(back, e, rtol=1e-10, atol=1e-10)
+    at_zero, log_slope = tails.to_normal(torch.zeros(3).double(), log_tail, skew)
+    torch.testing.assert_close(at_zero, torch.zeros(3).double())
+    torch.testing.assert_close(log_slope, torch.zeros(3).double())
+
+
+def test_the_energy_of_the_tails_is_that_of_the_map(generator):
+    """Σ over features of ½ε² − log dε/de + log s."""
+    residual, log_scale, log_tail, skew = tail_inputs(generator)
+    noise, log_slope = tails.to_normal(residual * torch.exp(-log_scale), log_tail, skew)
+    expected = (0.5 * noise.square() - log_slope + log_scale).sum(-1)
+    found = tails.energy(residual, log_scale, log_tail, skew)
+    assert found.shape == (4, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_energy_of_the_tails_has_the_gradient_of_finite_differences(generator):
+    """In all four inputs, together and each alone: what is not asked for is not computed."""
+    inputs = tail_inputs(generator)
+    for chosen in [{0, 1, 2, 3}, {0}, {1}, {2}, {3}]:
+        leaves = [t.clone().requires_grad_(i in chosen) for i, t in enumerate(inputs)]
+        assert torch.autograd.gradcheck(tails.energy, leaves)
+
+
+def test_the_energy_of_the_tails_has_autograd_s_gradient(generator):
+    """Of the same sum written out, weighted unevenly, to rounding; far out too."""
+    residual, *others = tail_inputs(generator)
+    inputs = [1e3 * residual, *others]
+    weights = uniform(generator, 4, 5)
+
+    def written_out(residual, log_scale, log_tail, skew):
+        noise, log_slope = tails.to_normal(residual * torch.exp(-log_scale), log_tail, skew)
+        return (0.5 * noise.square() - log_slope + log_scale).sum(-1)
+
+    gradients = []
+    for energy in (tails.energy, written_out):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        gradients.append(torch.autograd.grad((weights * energy(*leaves)).sum(), leaves))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 # -- probabilistic PCA ---------------------------------------------------------------------------

@@ -10,8 +10,17 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
-    {"_arrays", "networks", "langevin", "_parameters", "diagnostics", "report"},
-    {"reference", "annealing"},
+    {
+        "_arrays",
+        "networks",
+        "langevin",
+        "tails",
+        "_parameters",
+        "diagnostics",
+        "report",
+        "datasets",
+    },
+    {"reference", "annealing", "proposals"},
     {"energies"},
     {"particles"},
     {"evidence", "saddle"},

@@ -1,0 +1,122 @@
+r"""Laws that draws of joint coordinates v are proposed from, whole and at once.
+
+A tilted law N(v; 0, I) exp(ℓ(v)) is proposed from a mixture q of N(0, I) and of Gaussians fitted to
+where the law should be: the data, or a pool. The log-weights log N(v; 0, I) + ℓ(v) − log q(v) serve
+the Metropolis test of an independence sampler, and average to Z as exponentials.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from .langevin import LogDensity, Noise, Preconditioner, regularised
+
+# Rows that a component with full covariance needs for each dimension, and the most components.
+_ROWS_A_DIMENSION, _MAX_COMPONENTS = 10, 20
+# Share of N(0, I), which bounds the weights wherever those of N(0, I) itself are bounded.
+_DEFENSIVE = 0.2
+_MAX_FITTED = 4096
+# Of the covariance of a component added by hand: wider than what it covers, so weights are even.
+_INFLATION = 1.5
+_CHUNK = 4096
+
+
+class Proposal:
+    """q(v) = Σ_c w_c N(v; m_c, C_c).
+
+    Parameters
+    ----------
+    weights : Tensor of shape (c,)
+    means : Tensor of shape (c, m)
+    covariances : Tensor of shape (c, m, m)
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.weights, self.means = weights, means
+        self.shapes = Preconditioner.from_covariance(covariances)
+        log_dets = torch.diagonal(self.shapes.factor, dim1=1, dim2=2).log().sum(-1)
+        self._offsets = weights.log() - log_dets
+
+    @classmethod
+    def reference(cls, like: Tensor) -> Proposal:
+        """N(0, I) in the dimension of ``like (..., m)``."""
+        m = like.shape[-1]
+        eye = torch.eye(m, dtype=like.dtype, device=like.device)
+        return cls(like.new_ones(1), like.new_zeros(1, m), eye[None])
+
+    @classmethod
+    def fitted(cls, members: Tensor, noise: Noise) -> Proposal:
+        """N(0, I) and a Gaussian mixture fitted to ``members (n, m)``; N(0, I) if they are few."""
+        n, m = members.shape
+        n_components = min(_MAX_COMPONENTS, n // (_ROWS_A_DIMENSION * m))
+        reference = cls.reference(members)
+        if n_components == 0:
+            return reference
+        generator = noise.generator
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        rows = members[:: -(-n // _MAX_FITTED)].double().cpu().numpy()
+        fit = GaussianMixture(n_components, reg_covar=1e-3, max_iter=50, random_state=seed)
+        with warnings.catch_warnings():
+            # An unconverged fit proposes as well; its overlap with the target says how well.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fit.fit(rows)
+
+        def joined(of_fit: NDArray, of_reference: Tensor) -> Tensor:
+            return torch.cat([torch.as_tensor(of_fit).to(of_reference), of_reference])
+
+        return cls(
+            joined((1 - _DEFENSIVE) * fit.weights_, _DEFENSIVE * reference.weights),
+            joined(fit.means_, reference.means),
+            joined(fit.covariances_, torch.eye(m).to(members)[None]),
+        )
+
+    def with_component(self, members: Tensor) -> Proposal:
+        """The mixture of this one and, at a share of a tenth, a Gaussian fitted to ``members``."""
+        covariance = torch.cov(members.T).reshape(members.shape[1], -1)
+        covariances = self.shapes.factor @ self.shapes.factor.transpose(1, 2)
+        return Proposal(
+            torch.cat([0.9 * self.weights, self.weights.new_tensor([0.1])]),
+            torch.cat([self.means, members.mean(0, keepdim=True)]),
+            torch.cat([covariances, regularised(_INFLATION * covariance)[None]]),
+        )
+
+    def draw(self, n: int, noise: Noise) -> Tensor:
+        """Draws ``(n, m)``, in no particular order."""
+        counts = torch.multinomial(self.weights, n, True, generator=noise.generator).bincount(
+            minlength=len(self.weights)
+        )
+        parts = [
+            mean + noise.normal(mean.expand(int(count), -1)) @ factor.T
+            for mean, factor, count in zip(self.means, self.shapes.factor, counts, strict=True)
+        ]
+        order = torch.randperm(n, generator=noise.generator, device=self.means.device)
+        return torch.cat(parts)[order]
+
+    def log_prob(self, v: Tensor) -> Tensor:
+        """log q of ``v (n, m)``."""
+        white = (v - self.means[:, None]) @ self.shapes.inverse_factor.transpose(1, 2)
+        terms = self._offsets[:, None] - 0.5 * white.square().sum(-1)
+        return torch.logsumexp(terms, 0) - 0.5 * v.shape[1] * math.log(2 * math.pi)
+
+    @torch.no_grad()
+    def log_weight(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
+        """log N(v; 0, I) + ℓ(v) − log q(v) of ``v (n, m)``."""
+        if len(self.weights) == 1:
+            # N(0, I) itself: the two cancel.
+            return log_tilt(v)
+        constant = 0.5 * v.shape[1] * math.log(2 * math.pi)
+        return log_tilt(v) - 0.5 * v.square().sum(-1) - constant - self.log_prob(v)
+
+    def log_weights(self, v: Tensor, log_tilt: LogDensity) -> NDArray:
+        """:meth:`log_weight` as an array, a few rows at a time; −∞ where it is undefined."""
+        parts = [self.log_weight(part, log_tilt) for part in v.split(_CHUNK)]
+        values = torch.cat(parts).double().cpu().numpy()
+        return np.nan_to_num(values, nan=-math.inf, neginf=-math.inf, posinf=math.inf)

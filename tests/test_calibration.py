@@ -1,0 +1,393 @@
+r"""Samplers against the joint law that they serve: calibrated ranks, and Geweke's joint test.
+
+Simulation-based calibration: for exact draws (z, x) of the joint law, the rank of z among L exact
+draws of p(z | x) is uniform on 0 … L, whatever is asked of z. Geweke: a kernel that leaves
+p(z | x) invariant, alternated with exact draws of x given z, stays in the joint law, moment for
+moment. Neither needs the posterior itself, so both hold where no closed form does.
+
+References
+----------
+S. Talts, M. Betancourt, D. Simpson, A. Vehtari and A. Gelman (2018), "Validating Bayesian inference
+algorithms with simulation-based calibration", arXiv 1804.06788. J. Geweke (2004), "Getting it
+right: joint distribution tests of posterior simulators", JASA 99(467).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from statistical import assert_close_to, assert_rejects, assert_uniform_ranks
+
+from sklvebm.energies import LinearEnergy, TiltedEnergy
+from sklvebm.langevin import Noise, Preconditioner, StepSize, init, langevin_step
+from sklvebm.model import Model
+from sklvebm.particles import GaussianPosteriors, JointPool, LangevinParticles
+from sklvebm.partition import LogPartition
+
+D, K = 3, 2
+# Draws a row: 20 ranks.
+L = 19
+# Replicates and chains a replicate.
+R, C = 64, 128
+# Fixed steps at which unadjusted chains are visibly wrong: precision 1, the prior's alone, already
+# gets the variance 4/3.
+LARGE_STEP = 0.5
+
+
+def normal(generator, *shape):
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def away(generator, *shape):
+    """Of either sign, between a half and one: no parameter is near zero by chance."""
+    u = 2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1
+    return 0.5 * (u + u.sign())
+
+
+def fill(parameter, values):
+    with torch.no_grad():
+        parameter.copy_(values)
+
+
+def nonlinear_energy(generator, bound=1.5):
+    """E of a curved, skewed, heavy-tailed law, mixing and all, and a tilt: all weights random."""
+    spec = TiltedEnergy((8,), (8,), mixing=True, n_frequencies=0, tilt_bound=bound)
+    energy = spec.build(D, K, generator=generator).double().requires_grad_(False)
+    reference = energy.reference
+    fill(reference.weight, away(generator, D, K))
+    fill(reference.loc, away(generator, D))
+    fill(reference.log_scale, 0.2 * away(generator, D) - 0.2)
+    fill(reference.log_tail, 0.2 * away(generator, D) - 0.7)
+    fill(reference.skew, away(generator, D))
+    fill(reference.mixing, 0.5 * away(generator, D, D))
+    fill(reference.net.rest[-1].weight, 0.4 * away(generator, 2 * D, 8))
+    # The network of f gets mean 0 and standard deviation 2 under p_0, before the bound.
+    last = energy.tilt.net.rest[-1]
+    fill(last.weight, away(generator, 1, 8))
+    values = energy.tilt.net(*joint_draws(energy, 4096, generator))
+    fill(last.weight, last.weight * (2 / values.std()))
+    fill(last.bias, -values.mean(0) * (2 / values.std()))
+    return energy
+
+
+def joint_draws(energy, n, generator):
+    """Exact draws of p_0: x ``(n, d)`` and z ``(n, k)``."""
+    z = normal(generator, n, K)
+    return energy.reference.from_noise(normal(generator, n, D), z), z
+
+
+def untilted(energy):
+    """p_0 alone, whose joint draws are exact."""
+    energy.tilt = None
+    return energy
+
+
+def linear_energy(generator, *, orthogonal):
+    """x = Wz + μ + σε with orthogonal columns of W, or turned so that the latents correlate."""
+    energy = LinearEnergy().build(D, K, generator=generator).double().requires_grad_(False)
+    columns = torch.linalg.qr(normal(generator, D, D))[0][:, :K] * torch.tensor([2.5, 0.5])
+    half = math.sqrt(0.5)
+    turn = torch.tensor([[half, -half], [half, half]]).double()
+    fill(energy.reference.weight, columns if orthogonal else columns @ turn)
+    fill(energy.reference.loc, away(generator, D))
+    energy.reference.log_scale.fill_(math.log(0.6))
+    return energy
+
+
+# -- simulation-based calibration ------------------------------------------------------------------
+
+# Energies, and rows of each: 102 ranks a bin.
+N_ENERGIES, N_ROWS = 8, 256
+
+
+def ranks(energy, x, z, draws):
+    """Ranks ``(n, 4)`` of z among ``draws (n, L, k)``: its components, their product, log p."""
+
+    def asked(z):
+        product = z.prod(-1, keepdim=True)
+        return torch.cat([z, product, -energy(x[:, None], z)[..., None]], -1)
+
+    assert bool(torch.isfinite(draws).all())
+    assert draws.shape == (len(x), L, K)
+    return (asked(draws) < asked(z[:, None])).sum(1)
+
+
+def assert_calibrated_draws(energies, sampler, generator):
+    """``sampler(energy, x)`` gives draws ``(n, L, k)`` with the law p(z | x) of each energy."""
+    found = []
+    for energy in energies:
+        x, z = joint_draws(energy, N_ROWS, generator)
+        found.append(ranks(energy, x, z, sampler(energy, x)))
+    assert_uniform_ranks(torch.cat(found), L + 1)
+
+
+def nonlinear_energies(generator):
+    return [untilted(nonlinear_energy(generator)) for _ in range(N_ENERGIES)]
+
+
+def assembled(energy, generator):
+    """The model of ``energy``: chains start and step by the regression of exact z on exact x."""
+    x, z = joint_draws(energy, 4096, generator)
+    design = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    start = torch.linalg.lstsq(design, z).solution
+    residual = z - design @ start
+    covariance = residual.T @ residual / len(x)
+    pool, log_z = normal(generator, 1, K + D), LogPartition(0.0, 0.0, 0.0, 0.0)
+    return Model(TiltedEnergy(), energy, start, covariance, pool, log_z, seed=0)
+
+
+def posterior_draws(energy, x, generator):
+    """By ``sample_posterior``, with a seed for every 64 rows.
+
+    Rows of one seed share their importance proposals, and with them the errors. The Langevin steps
+    that follow, with noise of their own, all but remove the dependence; before them χ² was twice
+    what it should be over 2,048 rows of one seed, and is right with a seed for every 64.
+    """
+    model, draws = assembled(energy, generator), []
+    for rows in x.split(64):
+        model.seed = int(torch.randint(2**31, (1,), generator=generator))
+        draws.append(model.sample_posterior(rows, L, generator).transpose(0, 1))
+    return torch.cat(draws)
+
+
+@pytest.mark.statistical
+def test_posterior_draws_are_calibrated(generator):
+    """By importance sampling and Langevin steps, where the posterior is not Gaussian."""
+    assert_calibrated_draws(
+        nonlinear_energies(generator), lambda e, x: posterior_draws(e, x, generator), generator
+    )
+
+
+@pytest.mark.statistical
+def test_the_nonlinear_posteriors_are_not_gaussian(generator):
+    """The same ranks reject the regression that the chains start from."""
+
+    def regression(energy, x):
+        model = assembled(energy, generator)
+        noise = normal(generator, len(x), L, K)
+        return model.guess(x)[:, None] + noise @ torch.linalg.cholesky(model.covariance).T
+
+    with pytest.raises(AssertionError, match="not uniform"):
+        assert_calibrated_draws(nonlinear_energies(generator), regression, generator)
+
+
+@pytest.mark.statistical
+def test_closed_form_posterior_draws_are_calibrated(generator):
+    energies = [linear_energy(generator, orthogonal=False) for _ in range(N_ENERGIES)]
+    assert all(energy.is_gaussian for energy in energies)
+    assert_calibrated_draws(energies, lambda e, x: posterior_draws(e, x, generator), generator)
+
+
+def particles(energy, x, generator, *, n_visits, **options):
+    """Langevin particles of ``x`` after visits of eight steps, from twice the prior's width."""
+    flow = LangevinParticles(
+        2 * normal(generator, len(x), L, K),
+        torch.eye(K, dtype=torch.float64),
+        n_steps=8,
+        noise=Noise(generator),
+        **options,
+    )
+    for _ in range(n_visits):
+        draws = flow.advance(torch.arange(len(x)), energy.posterior(x))
+    return draws
+
+
+@pytest.mark.statistical
+def test_langevin_particles_are_calibrated(generator):
+    """From a cold start, 320 steps: half of them leave nothing of it that these ranks can see."""
+
+    def sampler(energy, x):
+        return particles(energy, x, generator, n_visits=40, dynamics="mala", step_size="auto")
+
+    assert_calibrated_draws(nonlinear_energies(generator), sampler, generator)
+
+
+@pytest.mark.statistical
+def test_the_ranks_reject_unadjusted_particles_at_a_large_step(generator):
+    def sampler(energy, x):
+        return particles(energy, x, generator, n_visits=10, dynamics="ula", step_size=LARGE_STEP)
+
+    with pytest.raises(AssertionError, match="not uniform"):
+        assert_calibrated_draws(nonlinear_energies(generator), sampler, generator)
+
+
+def mean_field_draws(energy, x, generator):
+    """Of a converged q: antithetic draws come in pairs, and one of each pair is independent.
+
+    Means converge by 0.9 a step. The log scales fluctuate, with a variance of η(4 + 2k)/8p < 0.002,
+    which moves the odds of a rank by less than a hundredth: a twentieth of what 100 ranks a bin
+    can see.
+    """
+    flow = GaussianPosteriors(
+        2 * normal(generator, len(x), K),
+        torch.eye(K, dtype=torch.float64),
+        n_particles=64,
+        n_steps=200,
+        step_size="auto",
+        noise=Noise(generator),
+    )
+    return flow.advance(torch.arange(len(x)), energy.posterior(x))[:, :L]
+
+
+@pytest.mark.statistical
+def test_mean_field_posteriors_are_calibrated_where_they_are_exact(generator):
+    """Orthogonal columns: the posterior's covariance is diagonal."""
+    energies = [linear_energy(generator, orthogonal=True) for _ in range(N_ENERGIES)]
+    assert_calibrated_draws(energies, lambda e, x: mean_field_draws(e, x, generator), generator)
+
+
+@pytest.mark.statistical
+def test_the_ranks_reject_mean_field_where_the_latents_correlate(generator):
+    """Variances 1/M_ii in place of (M⁻¹)_ii: a third of what they should be."""
+    energies = [linear_energy(generator, orthogonal=False) for _ in range(N_ENERGIES)]
+    with pytest.raises(AssertionError, match="not uniform"):
+        assert_calibrated_draws(energies, lambda e, x: mean_field_draws(e, x, generator), generator)
+
+
+# -- Geweke's joint distribution test --------------------------------------------------------------
+
+
+def features(u, value):
+    """First moments and all products of ``u (n, m)``, and ``value (n,)``."""
+    i, j = torch.triu_indices(u.shape[1], u.shape[1])
+    return torch.cat([u, u[:, i] * u[:, j], value[:, None]], -1)
+
+
+def replicates(values):
+    """Means over the chains of each replicate."""
+    return values.reshape(R, C, -1).mean(1)
+
+
+def geweke(energy, x, kernel, generator, *, n_sweeps=60, n_kept=40):
+    """Moments of (z, x) over the last sweeps, less those of exact draws: ``(R, m)``.
+
+    p(x, z)^¼ is among them: bounded, so that no heavy tail of E hides a difference.
+    ``kernel(x)`` moves z given x and returns it. It starts at the exact z of ``x``, so that a right
+    kernel has nothing to forget, and a wrong one has all the sweeps to wander off.
+    """
+
+    def asked(x, z):
+        return features(torch.cat([z, x], -1), torch.exp(-energy(x, z) / 4))
+
+    total = 0.0
+    for i in range(n_sweeps):
+        z = kernel(x)
+        if i >= n_sweeps - n_kept:
+            total = total + asked(x, z) - asked(*joint_draws(energy, R * C, generator))
+        x = energy.reference.from_noise(normal(generator, R * C, D), z)
+    return replicates(total / n_kept)
+
+
+def tuned_step_size(energy, x, z, **options):
+    """Where half of the proposals are accepted: adjusted steps move, and need their adjustment."""
+    step_size = StepSize("auto", initial=LARGE_STEP, target=0.5, rate=0.2)
+    state = init(z, lambda z: -energy(x, z))
+    for _ in range(60):
+        state, info = langevin_step(
+            state,
+            lambda z: -energy(x, z),
+            step_size=step_size.value,
+            metropolis=True,
+            **options,
+        )
+        step_size.update(info)
+    return step_size.value
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.statistical
+def test_geweke_for_langevin_steps(generator, preconditioned):
+    """Adjusted, at a step where they fail unadjusted; by any preconditioner."""
+    energy = untilted(nonlinear_energy(generator))
+    options = {"noise": Noise(generator)}
+    if preconditioned:
+        covariance = torch.tensor([[0.9, 0.5], [0.5, 0.6]], dtype=torch.float64)
+        options["preconditioner"] = Preconditioner.from_covariance(covariance)
+    step_size = tuned_step_size(energy, *joint_draws(energy, 4096, generator), **options)
+
+    def found(metropolis):
+        x, z = joint_draws(energy, R * C, generator)
+
+        def kernel(x):
+            nonlocal z
+            state, _ = langevin_step(
+                init(z, lambda z: -energy(x, z)),
+                lambda z: -energy(x, z),
+                step_size=step_size,
+                metropolis=metropolis,
+                **options,
+            )
+            z = state.position
+            return z
+
+        return geweke(energy, x, kernel, generator)
+
+    assert_close_to(found(True), 0.0)
+    assert_rejects(found(False), 0.0)
+
+
+@pytest.mark.statistical
+def test_geweke_for_langevin_particles(generator):
+    """Steps and preconditioner adapt all the while, on 16,384 particles together.
+
+    The first particle of a row is the chain. The second follows, and is there for the running
+    covariance, which a lone particle would not move.
+    """
+    energy = untilted(nonlinear_energy(generator))
+    x, z = joint_draws(energy, R * C, generator)
+    found = {}
+    for dynamics, step_size in (("mala", "auto"), ("ula", LARGE_STEP)):
+        flow = LangevinParticles(
+            z[:, None].repeat(1, 2, 1),
+            torch.eye(K, dtype=torch.float64),
+            dynamics=dynamics,
+            n_steps=1,
+            step_size=step_size,
+            noise=Noise(generator),
+        )
+        before = flow.preconditioner
+
+        def kernel(x, flow=flow):
+            return flow.advance(torch.arange(R * C), energy.posterior(x))[:, 0]
+
+        found[dynamics] = geweke(energy, x, kernel, generator)
+        assert flow.preconditioner is not before
+    assert_close_to(found["mala"], 0.0)
+    assert_rejects(found["ula"], 0.0)
+
+
+def tilted_draws(energy, n, generator):
+    """Exact draws v ``(n, k + d)`` of N(v; 0, I) e^{−f}, by rejection from N(0, I): \\|f\\| ≤ c."""
+    found, n_found = [], 0
+    while n_found < n:
+        v = normal(generator, n, K + D)
+        log_odds = energy.log_tilt(v) - energy.tilt.bound
+        assert float(log_odds.max()) <= 0
+        found.append(v[torch.rand(n, generator=generator).log() < log_odds])
+        n_found += len(found[-1])
+    return torch.cat(found)[:n]
+
+
+@pytest.mark.statistical
+def test_geweke_for_the_joint_pool(generator):
+    """Exact draws of the tilted law stay there through sweeps and steps; p_0's are another law."""
+    energy = nonlinear_energy(generator)
+
+    n_visits, n_kept = 40, 20
+
+    def asked(v):
+        return replicates(features(v, -energy.log_tilt(v))) / n_kept
+
+    def after_visits(**options):
+        start = tilted_draws(energy, R * C, generator)
+        pool = JointPool(start, n_steps=4, noise=Noise(generator), **options)
+        visits = [pool.advance(slice(None), energy.log_tilt) for _ in range(n_visits)]
+        return sum(map(asked, visits[-n_kept:]))
+
+    exact = sum(asked(tilted_draws(energy, R * C, generator)) for _ in range(n_kept))
+    assert_close_to(after_visits(dynamics="mala", step_size="auto") - exact, 0.0)
+    assert_rejects(after_visits(dynamics="ula", step_size=LARGE_STEP) - exact, 0.0)
+    reference = sum(asked(normal(generator, R * C, K + D)) for _ in range(n_kept))
+    assert_rejects(reference - exact, 0.0)
