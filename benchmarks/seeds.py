@@ -1,0 +1,56 @@
+"""The statistical tests over many seeds: they must pass whatever the seed.
+
+Run ``python benchmarks/seeds.py --n-seeds 100`` (minutes a seed on two cores). It prints each
+seed's outcome and appends it to ``benchmarks/results/seeds.json``, so that runs add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+
+from digits import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "seeds.json"
+
+
+def run(seed):
+    """Outcome of one seed: how many passed, and the names of those that failed."""
+    command = [sys.executable, "-m", "pytest", "-n", "auto", "-m", "statistical", f"--seed={seed}"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    if passed is None or (done.returncode != 0 and not failed):
+        raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return {"seed": seed, "passed": int(passed[1]), "failed": failed}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n-seeds", type=int, default=100)
+    arguments = parser.parse_args()
+    outcomes = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    done = {outcome["seed"] for outcome in outcomes}
+    for seed in range(arguments.n_seeds):
+        if seed not in done:
+            outcomes.append(run(seed))
+            print(json.dumps(outcomes[-1]), flush=True)
+            RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
+    failures = sum(len(outcome["failed"]) for outcome in outcomes)
+    tests = sum(outcome["passed"] for outcome in outcomes) + failures
+    print(f"{len(outcomes)} seeds, {tests} tests, {failures} failures")
+
+
+if __name__ == "__main__":
+    main()
