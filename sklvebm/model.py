@@ -25,7 +25,6 @@ from .langevin import (
     StepSize,
     gaussian_step,
     init,
-    langevin_step,
     regularised,
 )
 from .particles import ACCEPTANCE, JointPool
@@ -203,22 +202,16 @@ class Model:
         """Draws ``(n, rows, k)``: weighted draws picked at random, then moved apart by MALA."""
         picks = torch.multinomial(posterior.weights, n, True, generator=noise.generator)
         z = posterior.draws.take_along_dim(picks[..., None], 1)
-        log_density = self.energy.posterior(x)
-        preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
-        state = init(z, log_density)
-        start = x.new_full((len(x),), 0.3)
-        step_size = StepSize("auto", initial=start, target=ACCEPTANCE["mala"], rate=0.3)
-        for _ in range(_N_BURN):
-            state, info = langevin_step(
-                state,
-                log_density,
-                step_size=step_size.value[:, None],
-                noise=noise,
-                metropolis=True,
-                preconditioner=preconditioner,
-            )
-            step_size.update(info)
-        return state.position.transpose(0, 1)
+        moved = explore(
+            z,
+            self.energy.posterior(x),
+            preconditioner=Preconditioner.from_covariance(regularised(self.covariance)),
+            initial_step_size=0.3,
+            n_burn=_N_BURN,
+            n_keep=1,
+            noise=noise,
+        )
+        return moved.transpose(0, 1)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Joint draws ``x (n, d)`` and ``z (n, k)``.
