@@ -4,9 +4,10 @@ Every row gets the effort that it needs: chains find its posterior, a Student-t 
 proposes, and where the weights stay uneven more draws follow, then an annealed path from the
 proposal to the posterior. What is done for a row depends on that row alone.
 
-The evidence is unbiased at each of these, so its logarithm is low in expectation (Jensen), by about
-half its squared standard error; so is a row whose proposal missed a mode. These errors lower the
-score, never raise it on average.
+How much is done is decided by pilot draws that do not count: an answer kept because its own draws
+look good would be high on average. So the evidence is unbiased whatever the effort, and its
+logarithm is low in expectation (Jensen), by about half its squared standard error; so is a row
+whose proposal missed a mode. These errors lower the score, never raise it on average.
 
 References
 ----------
@@ -41,10 +42,13 @@ _PROPOSAL_DOF = 8.0
 _INFLATION = 1.2
 # Keeps uniforms off 0 and 1 in single precision.
 _TINY = 1e-7
-# Draws of each round; a round's proposal is fitted to the round before, the last one counts.
-_SIZES, _MORE_SIZES = (256, 256), (1024, 2048)
-# Standard errors of log p(x), in nats, beyond which a row gets more draws, and the annealed path.
+# Draws of the round that a proposal is fitted by, and of the round that counts; the same for rows
+# that want more.
+_PILOT, _SIZE, _MORE_PILOT, _MORE = 256, 256, 1024, 2048
+# Standard errors of a pilot, in nats, beyond which a row gets more draws, and the annealed path.
 _WANTS_MORE, _WANTS_ANNEALING = 0.2, 0.4
+# Effective draws that moments need for each dimension before they count as much as the guess.
+_ROWS_A_DIMENSION = 10
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
 _CHUNK = 8
 
@@ -63,14 +67,27 @@ class Posterior(NamedTuple):
     weights: Tensor
 
     def updated(self, rows: Tensor, other: Posterior) -> Posterior:
-        """With the answers of ``other`` for the indices ``rows``, where its error is smaller."""
-        better = other.std < self.std[rows]
+        """With the answers of ``other`` for the indices ``rows``."""
         return Posterior(
-            *(
-                mine.index_copy(0, rows[better], theirs[better])
-                for mine, theirs in zip(self, other, strict=True)
-            )
+            *(mine.index_copy(0, rows, new) for mine, new in zip(self, other, strict=True))
         )
+
+    def refitted(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments of the draws, shrunk to the guess that these were drawn from.
+
+        The fewer draws carry the weight, the less their moments say: modes that the guess covers
+        must not be dropped because no draw happened to fall on them.
+        """
+        found, within = moments(self.draws, self.weights)
+        effective = 1 / self.weights.square().sum(1)
+        trust = (effective / (effective + _ROWS_A_DIMENSION * mean.shape[1]))[:, None]
+        centre = trust * found + (1 - trust) * mean
+        spread = [
+            part + (apart[..., None] @ apart[:, None])
+            for part, apart in ((within, found - centre), (covariance, mean - centre))
+        ]
+        trust = trust[..., None]
+        return centre, trust * spread[0] + (1 - trust) * spread[1]
 
     def thinned(self, size: int) -> Posterior:
         """With ``size`` draws of equal weight a row, by systematic resampling."""
@@ -84,10 +101,6 @@ class Posterior(NamedTuple):
             draws=self.draws.take_along_dim(picks[..., None], 1),
             weights=weights.new_full(picks.shape, 1 / size),
         )
-
-    def guess(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the draws of the indices ``rows``."""
-        return moments(self.draws[rows], self.weights[rows])
 
 
 def explore(
@@ -184,7 +197,8 @@ def _weighted(log_weights: Tensor, draws: Tensor) -> Posterior:
     # A draw that underflows gets the least finite number, not −∞: a row so far out that all of
     # its draws do keeps equal weights, and scores as low as a float can.
     least = torch.finfo(log_weights.dtype).min
-    weights = torch.softmax(torch.nan_to_num(log_weights, nan=least, neginf=least), 1)
+    log_weights = torch.nan_to_num(log_weights, nan=least, neginf=least)
+    weights = torch.softmax(log_weights, 1)
     n = weights.shape[1]
     variance = (weights.square().sum(1) - 1 / n).clamp(min=0)
     log_evidence = torch.logsumexp(log_weights, 1) - math.log(n)
@@ -218,12 +232,15 @@ def importance(
     n_draws : int, optional
         Draws that the answer keeps; all of the last round by default.
     """
+    found = None
     for size in sizes:
+        if found is not None:
+            mean, covariance = found.refitted(mean, covariance)
         draws, log_q = _proposal(mean, covariance, spread).sample(size, noise)
         with torch.no_grad():
             log_weights = log_density(draws) - log_q
         found = _weighted(log_weights, draws)
-        mean, covariance = moments(found.draws, found.weights)
+    assert found is not None
     return found.thinned(n_draws or sizes[-1])
 
 
@@ -305,29 +322,28 @@ def row_posterior(
         ``noise(i)`` is the noise of round i, anew at each call: a row's answer then does not
         depend on which other rows need that round.
     """
-    found = importance(
-        density_of(x), *moments(particles), spread=spread, sizes=_SIZES, noise=noise(1)
-    )
-    kept, poor = _SIZES[-1], found.std > _WANTS_MORE
-    for rows in _few(poor):
+    density, guess = density_of(x), moments(particles)
+    pilot = importance(density, *guess, spread=spread, sizes=(_PILOT,), noise=noise(1))
+    guess = pilot.refitted(*guess)
+    found = importance(density, *guess, spread=spread, sizes=(_SIZE,), noise=noise(2))
+    for rows in _few(pilot.std > _WANTS_MORE):
+        density, at = density_of(x[rows]), tuple(part[rows] for part in guess)
+        pilot = importance(density, *at, spread=spread, sizes=(_MORE_PILOT,), noise=noise(3))
+        at = pilot.refitted(*at)
         more = importance(
-            density_of(x[rows]),
-            *found.guess(rows),
-            spread=spread,
-            sizes=_MORE_SIZES,
-            noise=noise(2),
-            n_draws=kept,
+            density, *at, spread=spread, sizes=(_MORE,), noise=noise(4), n_draws=_SIZE
         )
         found = found.updated(rows, more)
-    for rows in _few(poor & (found.std > _WANTS_ANNEALING)):
-        last = annealed(
-            density_of(x[rows]),
-            *found.guess(rows),
-            spread=spread,
-            noise=noise(3),
-            n_draws=kept,
-        )
-        found = found.updated(rows, last)
+        hard = pilot.std > _WANTS_ANNEALING
+        if bool(hard.any()):
+            last = annealed(
+                density_of(x[rows[hard]]),
+                *(part[hard] for part in at),
+                spread=spread,
+                noise=noise(5),
+                n_draws=_SIZE,
+            )
+            found = found.updated(rows[hard], last)
     return found
 
 

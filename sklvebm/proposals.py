@@ -22,7 +22,7 @@ from .langevin import LogDensity, Noise, Preconditioner, regularised
 # Rows that a component with full covariance needs for each dimension, and the most components.
 _ROWS_A_DIMENSION, _MAX_COMPONENTS = 10, 20
 # Share of N(0, I), which bounds the weights wherever those of N(0, I) itself are bounded.
-_DEFENSIVE = 0.2
+_DEFENSIVE = 0.5
 _MAX_FITTED = 4096
 # Of the covariance of a component added by hand: wider than what it covers, so weights are even.
 _INFLATION = 1.5

@@ -25,6 +25,7 @@ from sklvebm.langevin import Noise, Preconditioner, StepSize, init, langevin_ste
 from sklvebm.model import Model
 from sklvebm.particles import GaussianPosteriors, JointPool, LangevinParticles
 from sklvebm.partition import LogPartition
+from sklvebm.proposals import Proposal
 
 D, K = 3, 2
 # Draws a row: 20 ranks.
@@ -370,24 +371,45 @@ def tilted_draws(energy, n, generator):
     return torch.cat(found)[:n]
 
 
+N_VISITS, N_KEPT = 40, 20
+
+
+def pool_moments(energy, kept):
+    """Moments of the batches ``kept`` of v, and of f: ``(R, m)``."""
+    return sum(replicates(features(v, -energy.log_tilt(v))) for v in kept) / N_KEPT
+
+
+def exact_pool_moments(energy, generator):
+    return pool_moments(energy, [tilted_draws(energy, R * C, generator) for _ in range(N_KEPT)])
+
+
+def moments_after_visits(energy, generator, proposal=None, **options):
+    """Of the last visits of a pool that starts from exact draws."""
+    start = tilted_draws(energy, R * C, generator)
+    pool = JointPool(start, noise=Noise(generator), **options)
+    pool.proposal = proposal or pool.proposal
+    visits = [pool.advance(slice(None), energy.log_tilt) for _ in range(N_VISITS)]
+    return pool_moments(energy, visits[-N_KEPT:])
+
+
+@pytest.mark.parametrize(("n_steps", "fitted"), [(4, False), (0, True)])
 @pytest.mark.statistical
-def test_geweke_for_the_joint_pool(generator):
-    """Exact draws of the tilted law stay there through sweeps and steps; p_0's are another law."""
+def test_geweke_for_the_joint_pool(generator, n_steps, fitted):
+    """Exact draws of the tilted law stay in it, also under sweeps alone from another law."""
+    energy, proposal = nonlinear_energy(generator), None
+    if fitted:
+        proposal = Proposal.fitted(0.7 * normal(generator, 400, K + D) + 0.3, Noise(generator))
+    found = moments_after_visits(
+        energy, generator, proposal, dynamics="mala", n_steps=n_steps, step_size="auto"
+    )
+    assert_close_to(found - exact_pool_moments(energy, generator), 0.0)
+
+
+@pytest.mark.statistical
+def test_geweke_rejects_the_unadjusted_pool_and_the_reference(generator):
     energy = nonlinear_energy(generator)
-
-    n_visits, n_kept = 40, 20
-
-    def asked(v):
-        return replicates(features(v, -energy.log_tilt(v))) / n_kept
-
-    def after_visits(**options):
-        start = tilted_draws(energy, R * C, generator)
-        pool = JointPool(start, n_steps=4, noise=Noise(generator), **options)
-        visits = [pool.advance(slice(None), energy.log_tilt) for _ in range(n_visits)]
-        return sum(map(asked, visits[-n_kept:]))
-
-    exact = sum(asked(tilted_draws(energy, R * C, generator)) for _ in range(n_kept))
-    assert_close_to(after_visits(dynamics="mala", step_size="auto") - exact, 0.0)
-    assert_rejects(after_visits(dynamics="ula", step_size=LARGE_STEP) - exact, 0.0)
-    reference = sum(asked(normal(generator, R * C, K + D)) for _ in range(n_kept))
+    exact = exact_pool_moments(energy, generator)
+    found = moments_after_visits(energy, generator, dynamics="ula", n_steps=4, step_size=LARGE_STEP)
+    assert_rejects(found - exact, 0.0)
+    reference = pool_moments(energy, [normal(generator, R * C, K + D) for _ in range(N_KEPT)])
     assert_rejects(reference - exact, 0.0)
