@@ -64,7 +64,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "mala": Metropolis-adjusted Langevin steps for both flows, and independence sweeps from the
         reference for the joint one. "ula": the unadjusted Langevin steps of [1]_ and nothing else,
         whose stationary laws are biased by O(step size).
-    max_iter : int, default=2500
+    max_iter : int, default=2000
         Largest number of parameter updates, over both stages (reference, then tilt).
     batch_size : int, default=128
         Rows an update.
@@ -87,7 +87,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=8
         Evaluations without improvement after which a stage stops. There are twenty evaluations in
-        ``max_iter`` updates.
+        ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
         Share of the rows held out for stopping: never fewer than 20 or, in small tables, a
         quarter, and never more than 2,000.
@@ -164,7 +164,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         energy="tilted",
         inference="langevin",
         dynamics="mala",
-        max_iter=2500,
+        max_iter=2000,
         batch_size=128,
         n_particles=4,
         n_steps=None,

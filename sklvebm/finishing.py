@@ -17,10 +17,10 @@ from .particles import ConditionalFlow, JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 
 _N_CALIBRATION = 256
-_N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 100
+_N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
-_N_SWEEPS, _MAX_ROUNDS = 80, 3
+_N_SWEEPS, _MAX_ROUNDS = 60, 3
 _CHUNK = 4096
 
 

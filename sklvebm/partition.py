@@ -41,9 +41,9 @@ _MIN_OVERLAP, _MAX_STD = 0.4, 0.1
 _PATH_CESS = 0.5
 _MAX_REFINEMENTS = 3
 _N_WALKS = 2048
-# Draws are doubled from few to many until the error is this small: a hundredth of a nat is what the
-# integral of exp(score_samples) is off by then.
-_FEW_DRAWS, _MANY_DRAWS, _GOOD_STD = 8192, 131072, 0.005
+# Draws are doubled from few on until the error is this small (the integral of exp(score_samples) is
+# then within a hundredth of one), or until there are so many for each member of the pool.
+_FEW_DRAWS, _DRAWS_A_MEMBER, _GOOD_STD = 8192, 64, 0.005
 # Components that may be added where members sit alone, and the chains that explore there.
 _MAX_ADDED, _N_LOCAL, _N_LOCAL_STEPS = 8, 256, 100
 
@@ -209,7 +209,7 @@ def log_partition(
     reverse = proposal.log_weights(judged, log_tilt)
     groups = _parts(len(judged), n_apart // 2)
     estimate = joined(forward, reverse, groups=groups)
-    while estimate.std > _GOOD_STD and len(forward) < _MANY_DRAWS:
+    while estimate.std > _GOOD_STD and len(forward) < _DRAWS_A_MEMBER * len(members):
         more = proposal.log_weights(proposal.draw(len(forward), noise), log_tilt)
         forward = np.concatenate([forward, more])
         estimate = joined(forward, reverse, groups=groups)
@@ -231,7 +231,7 @@ def covering(proposal: Proposal, log_tilt: LogDensity, members: Tensor, noise: N
     about a hundred of the draws whatever its share of Z. Chains started from it show how far the
     region reaches, and a Gaussian fitted to them joins the mixture.
     """
-    threshold = math.log(_MANY_DRAWS / 100)
+    threshold = math.log(max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members)) / 100)
     for _ in range(_MAX_ADDED):
         forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
         weights = proposal.log_weights(members, log_tilt)

@@ -36,7 +36,8 @@ _REFERENCE_SHARE = 0.65
 # no independence sweep renews the pool, at a hundredth.
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
-_N_EVALUATIONS = 10
+# Evaluations in max_iter updates, and the fewest updates between two.
+_N_EVALUATIONS, _MIN_BETWEEN = 20, 5
 _MAX_HELD_OUT = 2000
 
 
@@ -219,7 +220,7 @@ class Trainer:
                 negative_size=min(options.pool_size, options.batch_size * options.n_particles),
                 tol=options.tol,
                 n_iter_no_change=options.n_iter_no_change,
-                evaluate_every=max(1, options.max_iter // (2 * _N_EVALUATIONS)),
+                evaluate_every=max(_MIN_BETWEEN, options.max_iter // _N_EVALUATIONS),
             ),
             generator=self.generator,
             evaluate=None if self.held_out is None else self._evaluate,
