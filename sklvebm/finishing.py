@@ -69,8 +69,12 @@ def finish(
         seed,
     )
     picks = torch.randperm(len(x), generator=noise.generator, device=x.device)[:_N_CALIBRATION]
+    if energy.is_gaussian:
+        mean, model.covariance = energy.reference.linear_posterior(x[picks])
+        model.start = _ridge(x[picks], mean)
+        return model, {}
     particles = _calibrate(model, x[picks], conditional.location[picks], noise)
-    diagnostics = {} if energy.is_gaussian else _diagnosed(model, x[picks], noise)
+    diagnostics = _diagnosed(model, x[picks], noise)
     if energy.tilt is not None:
         n_apart = max(1, int(_SHARE_APART * len(pool.position)))
         model.pool, trace = equilibrated(energy, pool, (x[picks], particles), n_apart, noise)

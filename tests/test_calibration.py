@@ -197,10 +197,10 @@ def particles(energy, x, generator, *, n_visits, **options):
 
 @pytest.mark.statistical
 def test_langevin_particles_are_calibrated(generator):
-    """From a cold start, 320 steps: half of them leave nothing of it that these ranks can see."""
+    """From a cold start, 200 steps: half of them leave nothing of it that these ranks can see."""
 
     def sampler(energy, x):
-        return particles(energy, x, generator, n_visits=40, dynamics="mala", step_size="auto")
+        return particles(energy, x, generator, n_visits=25, dynamics="mala", step_size="auto")
 
     assert_calibrated_draws(nonlinear_energies(generator), sampler, generator)
 
