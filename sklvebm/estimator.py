@@ -604,10 +604,10 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         >>> X = load_iris().data
         >>> report = LVEBMEstimator(2, energy="linear", random_state=0).fit(X).score_report(X)
         >>> print(report)
-        log-likelihood -2.695 ± 0.130 nats a row (150 rows)
-          error: rows' spread 0.130, rows' evidence 0.000, log Z 0.000
-          bounds from log Z: -2.695 to -2.695
-          lowest: row 41: -11.4, row 15: -7.7, row 135: -7.4, row 131: -7.1, row 68: -6.8
+        log-likelihood -2.951 ± 0.125 nats a row (150 rows)
+          error: rows' spread 0.125, rows' evidence 0.000, log Z 0.000
+          bounds from log Z: -2.951 to -2.951
+          lowest: row 106: -8.2, row 100: -8.0, row 114: -7.9, row 131: -7.4, row 136: -7.4
         """
         value, std, mean_std = self._log_evidence(X)
         n_worst = check_scalar(n_worst, "n_worst", Integral, min_val=0)

@@ -217,21 +217,27 @@ def log_partition(
         return estimate
     path = adapted_path(log_tilt, members.shape[1], cess=_PATH_CESS, like=members, noise=noise)
     for _ in range(1 + _MAX_REFINEMENTS):
-        estimate = _annealed(log_tilt, members, path, _parts(len(members), n_apart), noise)
-        if estimate.is_sharp:
+        walked = _annealed(log_tilt, members, path, _parts(len(members), n_apart), noise)
+        if walked.is_sharp:
             break
         path = path.refined()
-    return estimate
+    # Walks start from the reference: what only the pool knows they may miss, and the draws not.
+    error = _N_ERRORS * math.hypot(walked.std, estimate.forward_std)
+    return estimate if estimate.forward > walked.value + error else walked
+
+
+def _parts(n: int, n_apart: int) -> tuple[slice, ...]:
+    return (slice(0, n - n_apart), slice(n - n_apart, n)) if 0 < n_apart < n else ()
 
 
 def covering(proposal: Proposal, log_tilt: LogDensity, members: Tensor, noise: Noise) -> Proposal:
     """``proposal`` with a component wherever members sit that its draws would all but never find.
 
     Such a member's weight is so far above the average that a region of its kind gets fewer than
-    about a hundred of the draws whatever its share of Z. Chains started from it show how far the
+    about five hundred of the draws whatever its share of Z. Chains started from it show how far the
     region reaches, and a Gaussian fitted to them joins the mixture.
     """
-    threshold = math.log(max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members)) / 100)
+    threshold = math.log(max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members)) / 500)
     for _ in range(_MAX_ADDED):
         forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
         weights = proposal.log_weights(members, log_tilt)
@@ -245,10 +251,6 @@ def covering(proposal: Proposal, log_tilt: LogDensity, members: Tensor, noise: N
             step_size.update(info)
         proposal = proposal.with_component(state.position)
     return proposal
-
-
-def _parts(n: int, n_apart: int) -> tuple[slice, ...]:
-    return (slice(0, n - n_apart), slice(n - n_apart, n)) if 0 < n_apart < n else ()
 
 
 def _annealed(

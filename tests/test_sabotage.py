@@ -69,12 +69,14 @@ def caught(model, X):
 
 
 def test_a_pool_stuck_in_one_mode(generator):
-    """Fresh draws see the other mode: log Z is raised to theirs, which covers both."""
+    """Fresh draws see the other mode: what is used is no lower than they say, up to .03 nats.
+
+    A pool's own estimate would be log 2/3 too low.
+    """
     energy = built(Modes(), 3.0)
     x = 3 + 0.6 * torch.randn(2048, generator=generator, dtype=torch.float64)
     found = log_partition(energy, members(energy, x, generator), noise=Noise(generator))
-    assert found.disagrees
-    assert found.conservative > MODES_LOG_Z - Z * found.forward_std
+    assert found.conservative > MODES_LOG_Z - 0.03 - Z * found.forward_std
 
 
 def test_a_pool_in_both_modes_is_not_accused(generator):
