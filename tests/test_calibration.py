@@ -20,6 +20,7 @@ import pytest
 import torch
 from statistical import assert_close_to, assert_rejects, assert_uniform_ranks
 
+from sklvebm import evidence
 from sklvebm.energies import LinearEnergy, TiltedEnergy
 from sklvebm.langevin import Noise, Preconditioner, StepSize, init, langevin_step
 from sklvebm.model import Model
@@ -139,26 +140,72 @@ def assembled(energy, generator):
     return Model(TiltedEnergy(), energy, start, covariance, pool, log_z, seed=0)
 
 
-def posterior_draws(energy, x, generator):
-    """By ``sample_posterior``, with a seed for every 64 rows.
+def by_seeds(energy, x, generator, draw):
+    """``draw(model, rows)`` of 64 rows at a time, each with a seed of its own.
 
-    Rows of one seed share their importance proposals, and with them the errors. The Langevin steps
-    that follow, with noise of their own, all but remove the dependence; before them χ² was twice
-    what it should be over 2,048 rows of one seed, and is right with a seed for every 64.
+    Rows of one seed share their importance proposals, hence errors, and their ranks are dependent:
+    over 2,048 rows of one seed, with pseudorandom proposals, χ² was twice what it should be. With a
+    seed for every 64 nothing of it is left; the steps that follow by noise of their own remove it
+    in any case.
     """
     model, draws = assembled(energy, generator), []
     for rows in x.split(64):
         model.seed = int(torch.randint(2**31, (1,), generator=generator))
-        draws.append(model.sample_posterior(rows, L, generator).transpose(0, 1))
+        draws.append(draw(model, rows))
     return torch.cat(draws)
 
 
-@pytest.mark.statistical
-def test_posterior_draws_are_calibrated(generator):
-    """By importance sampling and Langevin steps, where the posterior is not Gaussian."""
-    assert_calibrated_draws(
-        nonlinear_energies(generator), lambda e, x: posterior_draws(e, x, generator), generator
+def posterior_draws(energy, x, generator):
+    return by_seeds(
+        energy, x, generator, lambda m, rows: m.sample_posterior(rows, L, generator).transpose(0, 1)
     )
+
+
+def weighted_draws(energy, x, generator, *, even=False):
+    """What ``sample_posterior`` starts from; ``even`` forgets the weights."""
+
+    def pick(model, rows):
+        posterior = next(model.posterior(rows))
+        weights = torch.ones_like(posterior.weights) if even else posterior.weights
+        picks = torch.multinomial(weights, L, True, generator=generator)
+        return posterior.draws.take_along_dim(picks[..., None], 1)
+
+    return by_seeds(energy, x, generator, pick)
+
+
+@pytest.mark.parametrize("sampler", [weighted_draws, posterior_draws])
+@pytest.mark.statistical
+def test_posterior_draws_are_calibrated(generator, sampler):
+    """By importance sampling, before and after the Langevin steps that move the draws apart.
+
+    Either would hide a fault of the other that is not gross.
+    """
+    assert_calibrated_draws(
+        nonlinear_energies(generator), lambda e, x: sampler(e, x, generator), generator
+    )
+
+
+@pytest.mark.parametrize("annealed", [False, True])
+@pytest.mark.statistical
+def test_draws_of_the_later_rounds_are_calibrated(generator, monkeypatch, annealed):
+    """Every row is taken for one that wants more draws, and the annealed path, a short one."""
+    monkeypatch.setattr(evidence, "_WANTS_MORE", -1.0)
+    monkeypatch.setattr(evidence, "_WANTS_ANNEALING", -1.0 if annealed else math.inf)
+    monkeypatch.setattr(evidence, "_N_TEMPERATURES", 8)
+    monkeypatch.setattr(evidence, "_CHUNK", 64)
+    assert_calibrated_draws(
+        nonlinear_energies(generator), lambda e, x: weighted_draws(e, x, generator), generator
+    )
+
+
+@pytest.mark.statistical
+def test_the_ranks_reject_draws_without_their_weights(generator):
+    with pytest.raises(AssertionError, match="not uniform"):
+        assert_calibrated_draws(
+            nonlinear_energies(generator),
+            lambda e, x: weighted_draws(e, x, generator, even=True),
+            generator,
+        )
 
 
 @pytest.mark.statistical
