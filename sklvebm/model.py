@@ -57,7 +57,11 @@ class _SharedRows(Noise):
             torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device)
         )
         sobol = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed)
-        return sobol.draw(size, dtype=torch.float64).to(like)[None]
+        points = sobol.draw(size, dtype=torch.float64).to(like)
+        # In the order of the sequence every eighth point lies in one octant: what is thinned
+        # systematically must come in no order.
+        order = torch.randperm(size, generator=self.generator, device=self.generator.device)
+        return points[order][None]
 
 
 class Evidence(NamedTuple):

@@ -265,8 +265,7 @@ def mean_field_draws(energy, x, generator):
     """Of a converged q: antithetic draws come in pairs, and one of each pair is independent.
 
     Means converge by 0.9 a step. The log scales fluctuate, with a variance of η(4 + 2k)/8p < 0.002,
-    which moves the odds of a rank by less than a hundredth: a twentieth of what 100 ranks a bin
-    can see.
+    which moves the odds of a rank by less than a hundredth: a tenth of the standard error of a bin.
     """
     flow = GaussianPosteriors(
         2 * normal(generator, len(x), K),
