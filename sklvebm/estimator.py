@@ -64,11 +64,11 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "mala": Metropolis-adjusted Langevin steps for both flows, and independence sweeps from the
         reference for the joint one. "ula": the unadjusted Langevin steps of [1]_ and nothing else,
         whose stationary laws are biased by O(step size).
-    max_iter : int, default=2000
+    max_iter : int, default=3000
         Largest number of parameter updates, over both stages (reference, then tilt).
-    batch_size : int, default=128
+    batch_size : int, default=64
         Rows an update.
-    n_particles : int, default=4
+    n_particles : int, default=2
         Latent particles a row. ``inference="map"`` has one point whatever this says.
     n_steps : int or None, default=None
         Langevin steps of each flow an update; None takes 1 for "mala" and 10 for "ula".
@@ -164,9 +164,9 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         energy="tilted",
         inference="langevin",
         dynamics="mala",
-        max_iter=2000,
-        batch_size=128,
-        n_particles=4,
+        max_iter=3000,
+        batch_size=64,
+        n_particles=2,
         n_steps=None,
         pool_size=2048,
         step_size="auto",

@@ -27,7 +27,8 @@ from .proposals import Proposal
 
 # Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
 _MAX_GRADIENT_NORM = 10.0
-_AVERAGING_DECAY = 0.999
+# γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
+_AVERAGING = 3.0
 _MAX_RECOVERIES = 5
 # Data this many nats below the negatives: the pool has lost the model. An equilibrated pool has a
 # gap near zero, and one that lags does not catch up while the energy keeps falling at the data.
@@ -321,6 +322,9 @@ def _cosine(fraction: float) -> float:
 
 @torch.no_grad()
 def _average(average: nn.Module, current: nn.Module, step: int) -> None:
-    """Exponential average of the parameters, with a shorter memory at the start."""
-    weight = max(1 - _AVERAGING_DECAY, 10 / (10 + 9 * step))
+    """Polynomial-decay average of the parameters (Shamir and Zhang 2013, ICML 28(1)).
+
+    Its memory grows with the number of updates, so that it suits stages of any length.
+    """
+    weight = (_AVERAGING + 1) / (_AVERAGING + step)
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), weight)

@@ -31,7 +31,7 @@ from .reference import PPCA, fit_ppca
 from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
 # Share of max_iter that the reference stage gets where both stages are run.
-_REFERENCE_SHARE = 0.65
+_REFERENCE_SHARE = 0.7
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
 # no independence sweep renews the pool, at a hundredth.
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
