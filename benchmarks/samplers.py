@@ -6,7 +6,6 @@ them into ``docs/trust.md`` and draws ``docs/samplers.png``.
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 

@@ -31,11 +31,13 @@ from .reference import PPCA, fit_ppca
 from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
 # Share of max_iter that the reference stage gets where both stages are run.
-_REFERENCE_SHARE = 0.7
+_REFERENCE_SHARE = 0.75
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
 # no independence sweep renews the pool, at a hundredth.
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
+# Updates in which the whole pool moves once: at sixteen it was left behind in two dimensions.
+_POOL_VISITS = 4
 # Evaluations in max_iter updates, and the fewest updates between two.
 _N_EVALUATIONS, _MIN_BETWEEN = 20, 5
 _MAX_HELD_OUT = 2000
@@ -217,7 +219,7 @@ class Trainer:
                 learning_rate=options.learning_rate,
                 weight_decay=options.weight_decay,
                 batch_size=options.batch_size,
-                negative_size=min(options.pool_size, options.batch_size * options.n_particles),
+                negative_size=max(1, options.pool_size // _POOL_VISITS),
                 tol=options.tol,
                 n_iter_no_change=options.n_iter_no_change,
                 evaluate_every=max(_MIN_BETWEEN, options.max_iter // _N_EVALUATIONS),

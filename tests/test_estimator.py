@@ -181,7 +181,7 @@ class TestParameters:
             "dynamics": "ula",
             "max_iter": 60,
             "batch_size": 32,
-            "n_particles": 2,
+            "n_particles": 4,
             "n_steps": 2,
             "pool_size": 300,
             "step_size": 0.01,
