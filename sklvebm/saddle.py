@@ -253,6 +253,8 @@ class Saddle:
                 self._assess(stage, keeper, gap)
                 if not stage.uses_pool or gap > -_MAX_GAP / 4:
                     good = self._snapshot()
+                if stage.uses_pool:
+                    self._propose_from_data()
         self.energy.load_state_dict(keeper.state)
         self.outcome.converged &= keeper.is_settled
 
