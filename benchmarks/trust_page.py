@@ -61,6 +61,7 @@ def summary(content):
 def picture(cells, path):
     """Every fit: how far below the truth it scores, and what its density integrates to."""
     names = list(dict.fromkeys(c["density"] for c in cells))
+    planar = list(dict.fromkeys(c["density"] for c in cells if c["integral"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
     for offset, (energy, colour) in enumerate(COLOURS.items()):
         mine = [c for c in cells if c["energy"] == energy]
@@ -75,19 +76,21 @@ def picture(cells, path):
             color=colour,
             label=energy,
         )
-        some = [(c["integral"], y) for c, y in zip(mine, y, strict=True) if c["integral"]]
+        some = [
+            (c["integral"], planar.index(c["density"]) + 0.22 * (offset - 1))
+            for c in mine
+            if c["integral"]
+        ]
         right.plot(*zip(*some, strict=True), "o", markersize=4, color=colour, label=energy)
-    planar = {c["density"] for c in cells if c["integral"]}
     left.axvline(0, color="black", linewidth=1)
     left.set_yticks(range(len(names)), labels=names)
     left.invert_yaxis()
     left.set_xscale("symlog", linthresh=0.1)
     left.set_xlabel("mean score − mean true log-density on fresh rows, nats (bars: 4 SE)")
-    left.legend(title="energy", loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     right.axvline(1, color="black", linewidth=1)
     right.axvspan(0.98, 1.02, color="black", alpha=0.08, linewidth=0)
-    rows = [i for i, name in enumerate(names) if name in planar]
-    right.set_yticks(rows, labels=[names[i] for i in rows])
+    right.set_yticks(range(len(planar)), labels=planar)
     right.invert_yaxis()
     right.set_xlabel("∫ exp(score_samples) dx (band: 1 ± .02)")
     figure.savefig(path, dpi=110)
