@@ -74,7 +74,11 @@ def table(cells, where):
         f"{c['transform_float32']:.1f} | {c['sample_seconds']:.1f} |"
         for c in cells
     ]
-    lines += ["", f"k = 10, medians of {N_REPEATS}; {where['threads']} threads, {where['torch']}."]
+    lines += [
+        "",
+        f"k = 10, medians of {N_REPEATS} after one more; {where['threads']} threads, "
+        f"torch {where['torch']}.",
+    ]
     return "\n".join(lines)
 
 

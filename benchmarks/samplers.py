@@ -152,22 +152,22 @@ def picture(found, cases, path):
     figure = plt.figure(figsize=(12, 6.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
     n_bins = calibration.L + 1
-    axes = left.subplots(len(found), len(ASKED), sharex=True, sharey="row")
-    for row, (name, values) in zip(axes, found.items(), strict=True):
+    axes = left.subplots(len(found), len(ASKED), sharex=True)
+    for i, (name, values) in enumerate(found.items()):
         expected = len(values) / n_bins
         low, high = stats.binom.ppf([0.005, 0.995], len(values), 1 / n_bins)
-        for axis, column, asked in zip(row, values.T, ASKED, strict=True):
+        for axis, column, asked in zip(axes[i], values.T, ASKED, strict=True):
             axis.axhspan(low, high, color="black", alpha=0.12, linewidth=0)
             axis.axhline(expected, color="black", linewidth=0.8)
             colour = "#D55E00" if "wrong" in name else "#0072B2"
             axis.stairs(np.bincount(column, minlength=n_bins), color=colour, linewidth=1.5)
-            axis.set_ylim(0)
-            if row is axes[0]:
+            axis.set_yticks([])
+            if i == 0:
                 axis.set_title(asked, fontsize=9)
-            if row is axes[-1]:
+            if i == len(found) - 1:
                 axis.set_xlabel("rank", fontsize=9)
-        row[0].set_ylabel(name.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
-    left.suptitle("Ranks of exact latents among draws (band: 99 %)", fontsize=10)
+        axes[i, 0].set_ylabel(name.replace(", ", ",\n").replace(" (", "\n("), fontsize=8)
+    left.suptitle("Counts of the ranks of exact latents among draws (band: 99 %)", fontsize=10)
     axis = right.subplots()
     for i, results in enumerate(cases.values()):
         exact = results[0][1]
@@ -189,7 +189,7 @@ def picture(found, cases, path):
     names = [name.replace("one of ", "one\nof ").replace("the ref", "\nthe ref") for name in cases]
     axis.set_yticks(range(len(cases)), labels=names, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("log Z less the exact one, nats (too low flatters the score)", fontsize=9)
+    axis.set_xlabel("log Z less the exact one, nats\n(too low flatters the score)", fontsize=9)
     axis.legend(fontsize=8)
     right.suptitle("log Z, five seeds", fontsize=10)
     figure.savefig(path, dpi=110)
