@@ -1,6 +1,6 @@
 """The samplers and log Z on constructions with exact answers, drawn: the tests' own, over seeds.
 
-Run ``python benchmarks/samplers.py`` (about five minutes on two cores). It prints two tables, puts
+Run ``python benchmarks/samplers.py`` (about two minutes on two cores). It prints two tables, puts
 them into ``docs/trust.md`` and draws ``docs/samplers.png``.
 """
 

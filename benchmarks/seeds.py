@@ -1,7 +1,8 @@
 """The statistical tests over many seeds: they must pass whatever the seed.
 
 Run ``python benchmarks/seeds.py --n-seeds 100`` (minutes a seed on two cores). It prints each
-seed's outcome and appends it to ``benchmarks/results/seeds.json``, so that runs add up.
+seed's outcome, appends it to ``benchmarks/results/seeds.json``, so that runs add up, and writes the
+total into ``docs/trust.md``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 
-from digits import ROOT
+from digits import ROOT, insert
 
 RESULTS = ROOT / "benchmarks" / "results" / "seeds.json"
 
@@ -49,7 +50,9 @@ def main():
             RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
     failures = sum(len(outcome["failed"]) for outcome in outcomes)
     tests = sum(outcome["passed"] for outcome in outcomes) + failures
-    print(f"{len(outcomes)} seeds, {tests} tests, {failures} failures")
+    text = f"{len(outcomes)} seeds so far, {tests:,} tests in all, {failures} failures."
+    print(text)
+    insert(ROOT / "docs" / "trust.md", "seeds", text)
 
 
 if __name__ == "__main__":

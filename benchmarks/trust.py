@@ -4,7 +4,7 @@ Every energy is fitted to draws from known densities and held to two facts. On f
 score does not exceed the mean true log-density by more than chance: twelve densities. In one and
 two dimensions its exponential integrates to one: six of them.
 
-Run ``python benchmarks/trust.py`` (about forty minutes on two cores; a cell at a time,
+Run ``python benchmarks/trust.py`` (about half an hour on two cores; a cell at a time,
 and resumed where it stopped). It writes ``benchmarks/results/trust.json``;
 ``benchmarks/trust_page.py`` makes ``docs/trust.md`` from it.
 """
