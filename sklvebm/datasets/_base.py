@@ -1,4 +1,4 @@
-"""What every known density answers."""
+"""What every distribution and every known density answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LOG_2PI = math.log(2 * math.pi)
 Array = NDArray[np.float64]
 
 
-class KnownDensity(ABC):
-    """A distribution on R^d whose density is known."""
+class Drawn(ABC):
+    """A distribution on R^d that rows can be drawn from."""
 
     n_features: int
 
@@ -34,6 +34,10 @@ class KnownDensity(ABC):
 
     @abstractmethod
     def _draw(self, n: int, rng: np.random.RandomState) -> Array: ...
+
+
+class KnownDensity(Drawn):
+    """A distribution on R^d whose density is known."""
 
     @abstractmethod
     def log_prob(self, X) -> Array:

@@ -7,13 +7,12 @@ the mean of every time derivative is zero.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from functools import cached_property
 
 import numpy as np
-from sklearn.utils import check_random_state
 
-from ._base import LOG_2PI, Array, KnownDensity
+from ._base import LOG_2PI, Array, Drawn, KnownDensity
 
 
 class _OnGrid(KnownDensity):
@@ -119,14 +118,13 @@ class MuellerBrown(_OnGrid):
         return total / self.kT
 
 
-class DynamicalSystem(ABC):
+class DynamicalSystem(Drawn):
     """States of a system, drawn independently from its long-run law.
 
     Every row is the end of a trajectory of its own, so that rows are independent; it ends at a time
     uniform between half of ``duration`` and all of it, so that no phase is preferred.
     """
 
-    n_features: int
     # Longest time step of the integrator, and longest time that a trajectory runs.
     step: float
     duration: float
@@ -150,21 +148,9 @@ class DynamicalSystem(ABC):
     def _advance(self, X: Array, step: Array, rng: np.random.RandomState) -> Array:
         return self.advance(X, step)
 
-    def sample(self, n_samples: int = 1, random_state=None) -> Array:
-        """Draw states.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        random_state : int, RandomState instance or None, default=None
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-        """
-        rng = check_random_state(random_state)
-        X = self._start(n_samples, rng)
-        step = self.step * rng.uniform(0.5, 1.0, (n_samples, 1))
+    def _draw(self, n, rng):
+        X = self._start(n, rng)
+        step = self.step * rng.uniform(0.5, 1.0, (n, 1))
         for _ in range(round(self.duration / self.step)):
             X = self._advance(X, step, rng)
         return X
