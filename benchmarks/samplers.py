@@ -25,9 +25,9 @@ from sklvebm.partition import log_partition
 sys.path.insert(0, str(ROOT / "tests"))
 
 import oracles
+import test_annealing as annealing
 import test_calibration as calibration
 import test_sabotage as sabotage
-from targets import moved, phi4_case
 
 SEEDS = range(5)
 PHI4 = {8: 100, 16: 120, 64: 300}
@@ -43,11 +43,10 @@ def generators():
 
 def ranks(sampler, generator):
     """Ranks of exact latents among the sampler's draws, ``(n, 4)``."""
-    found = []
-    for energy in calibration.nonlinear_energies(generator):
-        x, z = calibration.joint_draws(energy, calibration.N_ROWS, generator)
-        found.append(calibration.ranks(energy, x, z, sampler(energy, x, generator)))
-    return torch.cat(found).numpy()
+    energies = calibration.nonlinear_energies(generator)
+    return calibration.ranks_of_all(
+        energies, lambda energy, x: sampler(energy, x, generator), generator
+    ).numpy()
 
 
 def adjusted(energy, x, generator):
@@ -97,25 +96,18 @@ def chi2_table(found):
 
 
 def phi4(n_sites, generator):
-    energy = phi4_case(n_sites, generator)
-    start = torch.randn(2048, n_sites + 1, generator=generator)
-    members = moved(start, energy, generator, n_visits=PHI4[n_sites])
+    energy, (members,) = annealing.phi4_pools(n_sites, 1, 2048, generator, n_visits=PHI4[n_sites])
     found = log_partition(energy, members, noise=Noise(generator))
     return found, oracles.phi4_log_partition(n_sites)
 
 
 def stuck(generator):
-    energy = sabotage.built(sabotage.Modes(), 3.0)
-    x = 3 + 0.6 * torch.randn(2048, generator=generator, dtype=torch.float64)
-    members = sabotage.members(energy, x, generator)
+    energy, members = sabotage.stuck_pool(generator)
     return log_partition(energy, members, noise=Noise(generator)), sabotage.MODES_LOG_Z
 
 
 def well(generator):
-    energy = sabotage.built(sabotage.DeepWell(), 1.0)
-    x = torch.randn(2048, generator=generator, dtype=torch.float64)
-    x[-512:] = 9 + 0.2 * x[-512:]
-    members = sabotage.members(energy, x, generator)
+    energy, members = sabotage.pool_with_a_quarter_in_the_well(generator)
     found = log_partition(energy, members, n_apart=512, noise=Noise(generator))
     return found, sabotage.WELL_LOG_Z
 

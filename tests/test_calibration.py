@@ -116,13 +116,18 @@ def ranks(energy, x, z, draws):
     return (asked(draws) < asked(z[:, None])).sum(1)
 
 
-def assert_calibrated_draws(energies, sampler, generator):
-    """``sampler(energy, x)`` gives draws ``(n, L, k)`` with the law p(z | x) of each energy."""
+def ranks_of_all(energies, sampler, generator):
+    """Ranks over rows of every energy; ``sampler(energy, x)`` gives draws ``(n, L, k)``."""
     found = []
     for energy in energies:
         x, z = joint_draws(energy, N_ROWS, generator)
         found.append(ranks(energy, x, z, sampler(energy, x)))
-    assert_uniform_ranks(torch.cat(found), L + 1)
+    return torch.cat(found)
+
+
+def assert_calibrated_draws(energies, sampler, generator):
+    """``sampler(energy, x)`` draws with the law p(z | x) of each energy."""
+    assert_uniform_ranks(ranks_of_all(energies, sampler, generator), L + 1)
 
 
 def nonlinear_energies(generator):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import oracles
 import pytest
-from statistical import assert_close_to, assert_rejects
+from statistical import assert_close_to, assert_rejects, assert_within_errors
 
 from sklvebm import datasets
 from sklvebm.datasets import (
@@ -71,9 +71,11 @@ def test_draws_have_the_moments_of_the_density(rng, name):
     ("density", "entropy"),
     [(eight_gaussians(), 2.832), (Moons(0.05), 0.290), (Moons(0.1), 1.008), (RINGS, 2.623)],
 )
-def test_entropies(density, entropy):
-    value, error = density.entropy()
-    assert value == pytest.approx(entropy, abs=5.6 * error + 5e-4)
+@pytest.mark.statistical
+def test_entropies(rng, density, entropy):
+    """The published figures are rounded to three places."""
+    value, error = density.entropy(100_000, rng.integers(2**31))
+    assert_within_errors(value, error, entropy, slack=1e-3)
 
 
 @pytest.mark.parametrize(("kT", "log_z"), [(10, 11.7296), (15, 7.3649), (20, 5.3661)])
@@ -128,12 +130,12 @@ def test_lotka_volterra(rng):
 
 
 def test_double_pendulum_keeps_its_energy(rng):
+    """From a release at rest within the reach, and over a further stretch."""
     system = DoublePendulum()
     X = system.sample(200, random_state=rng.integers(2**31))
-    start = system._start(1000, np.random.RandomState(0))
-    assert start[:, 2:].any() == 0
     energies = system.energy(X)
     assert energies.min() > -3
+    assert energies.max() < -3 * math.cos(system.reach)
     moved = X
     for _ in range(500):
         moved = system.advance(moved, 0.01)

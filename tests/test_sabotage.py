@@ -60,6 +60,21 @@ def members(energy, x, generator):
     return torch.cat([z, energy.reference.to_noise(x[:, None], z)[0]], -1)
 
 
+def stuck_pool(generator):
+    """Two modes, and members in the right one alone."""
+    energy = built(Modes(), 3.0)
+    x = 3 + 0.6 * torch.randn(2048, generator=generator, dtype=torch.float64)
+    return energy, members(energy, x, generator)
+
+
+def pool_with_a_quarter_in_the_well(generator):
+    """The deep well, and the last 512 members in it, as if started from data there."""
+    energy = built(DeepWell(), 1.0)
+    x = torch.randn(2048, generator=generator, dtype=torch.float64)
+    x[-512:] = 9 + 0.2 * x[-512:]
+    return energy, members(energy, x, generator)
+
+
 def caught(model, X):
     """The messages of the warnings of a fit."""
     with warnings.catch_warnings(record=True) as found:
@@ -73,9 +88,8 @@ def test_a_pool_stuck_in_one_mode(generator):
 
     A pool's own estimate would be log 2/3 too low.
     """
-    energy = built(Modes(), 3.0)
-    x = 3 + 0.6 * torch.randn(2048, generator=generator, dtype=torch.float64)
-    found = log_partition(energy, members(energy, x, generator), noise=Noise(generator))
+    energy, v = stuck_pool(generator)
+    found = log_partition(energy, v, noise=Noise(generator))
     assert found.conservative > MODES_LOG_Z - 0.03 - Z * found.forward_std
 
 
@@ -93,10 +107,7 @@ def test_a_pool_in_both_modes_is_not_accused(generator):
 
 def test_a_deep_well_that_the_reference_never_visits(generator):
     """Members that started from data there are enough, though a hundred times too few."""
-    energy = built(DeepWell(), 1.0)
-    x = torch.randn(2048, generator=generator, dtype=torch.float64)
-    x[-512:] = 9 + 0.2 * x[-512:]
-    v = members(energy, x, generator)
+    energy, v = pool_with_a_quarter_in_the_well(generator)
     found = log_partition(energy, v, n_apart=512, noise=Noise(generator))
     blind = log_partition(energy, v[:-512], noise=Noise(generator))
     # Without them nothing could tell: the test shows what the data-started members are for.

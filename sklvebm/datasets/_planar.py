@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import numpy as np
 from scipy import stats
@@ -50,17 +51,16 @@ class _NoisyCurve(KnownDensity):
     """
 
     n_features = 2
+    n_arms = 1
 
     def __init__(self, noise: float) -> None:
         self.noise = noise
         u = (np.arange(1000) + 0.5) / 1000
         self.curve = np.concatenate([self._point(u, arm) for arm in range(self.n_arms)])
 
-    n_arms = 1
-
+    @abstractmethod
     def _point(self, u: Array, arm) -> Array:
         """Points ``(n, 2)`` of curve ``arm`` at ``u (n,)``, uniform on [0, 1]."""
-        raise NotImplementedError
 
     def _draw(self, n, rng):
         X = self._point(rng.uniform(size=n), rng.randint(self.n_arms, size=n))
@@ -131,22 +131,16 @@ class Spirals(_NoisyCurve):
         return points * np.where(arm, -1.0, 1.0).reshape(-1, 1)
 
 
-class _Swirled(KnownDensity):
-    """A planar law turned by an angle that depends on the radius: areas, so densities, are kept."""
-
-    n_features = 2
-
-    def _angle(self, radius: Array) -> Array:
-        raise NotImplementedError
-
-    @staticmethod
-    def _turned(X: Array, angle: Array) -> Array:
-        cos, sin = np.cos(angle), np.sin(angle)
-        return np.stack([cos * X[:, 0] - sin * X[:, 1], sin * X[:, 0] + cos * X[:, 1]], 1)
+def _turned(X: Array, angle: Array) -> Array:
+    """Each row of ``X (n, 2)`` turned by its ``angle (n,)``."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([cos * X[:, 0] - sin * X[:, 1], sin * X[:, 0] + cos * X[:, 1]], 1)
 
 
-class Pinwheel(_Swirled):
+class Pinwheel(KnownDensity):
     """Arms of Gaussian noise, bent by a turn that grows with the radius.
+
+    The turn keeps radii, hence areas, hence densities.
 
     Parameters
     ----------
@@ -155,6 +149,8 @@ class Pinwheel(_Swirled):
     rate : float
         Turn in radians a unit of radius.
     """
+
+    n_features = 2
 
     def __init__(self, n_arms=5, radial_std=0.35, tangential_std=0.1, rate=0.9) -> None:
         angles = 2 * math.pi * np.arange(n_arms) / n_arms
@@ -166,16 +162,13 @@ class Pinwheel(_Swirled):
         )
         self.rate = rate
 
-    def _angle(self, radius):
-        return self.rate * radius
-
     def _draw(self, n, rng):
         X = self.straight._draw(n, rng)
-        return self._turned(X, self._angle(np.linalg.norm(X, axis=1)))
+        return _turned(X, self.rate * np.linalg.norm(X, axis=1))
 
     def log_prob(self, X):
         X = np.asarray(X, float)
-        return self.straight.log_prob(self._turned(X, -self._angle(np.linalg.norm(X, axis=1))))
+        return self.straight.log_prob(_turned(X, -self.rate * np.linalg.norm(X, axis=1)))
 
 
 class Rings(KnownDensity):

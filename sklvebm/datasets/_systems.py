@@ -23,9 +23,9 @@ class _OnGrid(KnownDensity):
 
     _axes: tuple[Array, ...]
 
+    @abstractmethod
     def potential(self, X) -> Array:
         """U/kT of each row of ``X (n, d)``."""
-        raise NotImplementedError
 
     @cached_property
     def _cells(self) -> tuple[Array, Array, float]:
