@@ -15,6 +15,7 @@ import numpy as np
 from digits import ROOT, insert, latent_accuracy, load_split, machine
 from joblib import Parallel, delayed
 from sklearn.datasets import make_moons
+from tables import TABLES
 
 from sklvebm import LVEBMEstimator, TiltedEnergy
 
@@ -39,8 +40,20 @@ def uniform(seed):
     return 3 * rng.uniform(size=(20, 3)), 3 * rng.uniform(size=(500, 3)), None
 
 
+def casp(seed):
+    split = TABLES["casp"].split(seed)
+    return split.X_train, split.X_test[:1000], None
+
+
+def wine(seed):
+    split = TABLES["wine"].split(seed)
+    return split.X_train, split.X_test, None
+
+
 CELLS = [
     ("digits", digits, "defaults", {}),
+    ("digits", digits, "weight_decay=0.05", {"weight_decay": 0.05}),
+    ("digits", digits, "weight_decay=2", {"weight_decay": 2.0}),
     ("digits", digits, "mixing=True", {"energy": TiltedEnergy(mixing=True)}),
     ("digits", digits, "n_frequencies=64", {"energy": TiltedEnergy(n_frequencies=64)}),
     ("digits", digits, "learning_rate=3e-3", {"learning_rate": 3e-3}),
@@ -51,6 +64,12 @@ CELLS = [
     ("moons", moons, "n_frequencies=0", {"energy": TiltedEnergy(n_frequencies=0)}),
     ("moons", moons, "dynamics='ula'", {"dynamics": "ula"}),
     ("moons", moons, "energy='free', dynamics='ula'", {"energy": "free", "dynamics": "ula"}),
+    ("casp", casp, "defaults", {}),
+    ("casp", casp, "n_steps=1", {"n_steps": 1}),
+    ("casp", casp, "weight_decay=0.5", {"weight_decay": 0.5}),
+    ("casp", casp, "mixing=True", {"energy": TiltedEnergy(mixing=True)}),
+    ("wine", wine, "defaults", {}),
+    ("wine", wine, "weight_decay=0.3", {"weight_decay": 0.3}),
     ("20 uniform rows", uniform, "defaults", {}),
     (
         "20 uniform rows",

@@ -16,9 +16,11 @@ _SMALLEST = {
     "n_iter_no_change": 1,
 }
 _POSITIVE = ("learning_rate", "validation_fraction")
-_NOT_NEGATIVE = ("weight_decay", "tol")
+_NOT_NEGATIVE = ("tol",)
+# Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md).
+_DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
 # An unadjusted chain takes short steps, so it takes more of them.
-_DEFAULT_STEPS = {"mala": 1, "ula": 10}
+_DEFAULT_STEPS = {"mala": 4, "ula": 10}
 
 
 def default_components(n_features: int) -> int:
@@ -26,7 +28,14 @@ def default_components(n_features: int) -> int:
     return min(n_features, max(2, min(10, -(-n_features // 2))))
 
 
-def checked_options(parameters: dict[str, Any], n_features: int) -> dict[str, Any]:
+def default_weight_decay(n_samples: int) -> float:
+    """400 / n, within .03 and 3."""
+    return min(max(_DECAY_TIMES_ROWS / n_samples, _SMALLEST_DECAY), _LARGEST_DECAY)
+
+
+def checked_options(
+    parameters: dict[str, Any], *, n_features: int, n_samples: int
+) -> dict[str, Any]:
     """The parameters of training, each validated and every default resolved.
 
     Raises
@@ -45,10 +54,11 @@ def checked_options(parameters: dict[str, Any], n_features: int) -> dict[str, An
         options[name] = _real(name, parameters[name], zero=name in _NOT_NEGATIVE)
     if options["validation_fraction"] >= 1:
         raise ValueError("validation_fraction must be less than 1.")
-    step_size, k, n_steps = (parameters[p] for p in ("step_size", "n_components", "n_steps"))
-    if isinstance(step_size, str) and step_size != "auto":
-        raise ValueError(f"step_size must be 'auto' or a positive number, got {step_size!r}.")
-    options["step_size"] = step_size if step_size == "auto" else _real("step_size", step_size)
+    k, n_steps = parameters["n_components"], parameters["n_steps"]
+    options["step_size"] = _real_or_auto("step_size", parameters["step_size"], "auto")
+    options["weight_decay"] = _real_or_auto(
+        "weight_decay", parameters["weight_decay"], default_weight_decay(n_samples), zero=True
+    )
     options["n_components"] = (
         default_components(n_features) if k is None else _integer("n_components", k, 1)
     )
@@ -56,6 +66,14 @@ def checked_options(parameters: dict[str, Any], n_features: int) -> dict[str, An
         _DEFAULT_STEPS[options["dynamics"]] if n_steps is None else _integer("n_steps", n_steps, 1)
     )
     return options
+
+
+def _real_or_auto(name: str, value: Any, default: Any, zero: bool = False) -> Any:
+    if not isinstance(value, str):
+        return _real(name, value, zero=zero)
+    if value != "auto":
+        raise ValueError(f"{name} must be 'auto' or a positive number, got {value!r}.")
+    return default
 
 
 def _integer(name: str, value: Any, low: int) -> int:

@@ -98,7 +98,7 @@ def complaints(diagnostics: Mapping[str, float], *, fixed_step_size: bool) -> li
         found.append(
             f"chains of the joint pool that started from data and from the pool disagree (nested "
             f"R-hat of the tilt {rhat:.3f}, above {MAX_RHAT}): the pool does not reach every mode. "
-            "Try a smaller learning_rate, more weight_decay, or n_steps=4."
+            "Try a smaller learning_rate, more weight_decay, or a larger pool_size."
         )
     if ess < MIN_ESS:
         found.append(
@@ -124,6 +124,6 @@ def complaints(diagnostics: Mapping[str, float], *, fixed_step_size: bool) -> li
         found.append(
             f"data and negatives differ by {gap:.1f} nats on average (beyond "
             f"{MAX_MEAN_GAP:.0f}): the pool does not keep up with the energy. Decrease "
-            "learning_rate, or increase n_steps."
+            "learning_rate, or increase weight_decay."
         )
     return found

@@ -71,8 +71,9 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     n_particles : int, default=2
         Latent particles a row. ``inference="map"`` has one point whatever this says.
     n_steps : int or None, default=None
-        Langevin steps of each flow an update; None takes 1 for "mala" and 10 for "ula".
-    pool_size : int, default=2048
+        Steps of a row's latents before each visit; None takes 4 for "mala" and 10 for "ula". Under
+        "ula" the joint pool takes as many an update, else one and an independence sweep.
+    pool_size : int, default=1024
         Number of joint negatives.
     step_size : float or "auto", default="auto"
         Langevin step size of both flows, in the coordinates they move in (preconditioned latents;
@@ -81,8 +82,9 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     learning_rate : float, default=1e-2
         Initial learning rate of the reference; the tilt learns at a fifth of it (under
         "ula" at a hundredth).
-    weight_decay : float, default=0.5
-        Decoupled decay of the networks' matrices, in units of the learning rate (AdamW).
+    weight_decay : float or "auto", default="auto"
+        Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
+        400 over the number of rows seen, within .03 and 3.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=8
@@ -90,7 +92,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
         Share of the rows held out for stopping: never fewer than 20 or, in small tables, a
-        quarter, and never more than 2,000.
+        quarter, and never more than 256.
     early_stopping : bool, default=True
         Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
         rows for ``max_iter`` updates.
@@ -108,6 +110,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Attributes
     ----------
     n_components_ : int
+    n_samples_seen_ : int
+        Rows of the last ``fit``, and of every ``partial_fit`` since.
     n_iter_ : int
         Parameter updates run; 1 where the closed form was taken.
     converged_ : bool
@@ -154,6 +158,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     """
 
     n_components_: int
+    n_samples_seen_: int
     n_iter_: int
     history_: list[dict[str, Any]]
 
@@ -168,10 +173,10 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         batch_size=64,
         n_particles=2,
         n_steps=None,
-        pool_size=2048,
+        pool_size=1024,
         step_size="auto",
         learning_rate=1e-2,
-        weight_decay=0.5,
+        weight_decay="auto",
         tol=1e-2,
         n_iter_no_change=8,
         validation_fraction=0.1,
@@ -251,6 +256,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             X = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2, reset=not continued)
             if not continued:
                 self._start_anew(X)
+            self.n_samples_seen_ = len(X)
             self._train(X, start=self._model if continued else None)
         return self
 
@@ -284,6 +290,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self._start_anew(X)
             n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
             n_before, history = (0, []) if first else (self.n_iter_, self.history_)
+            self.n_samples_seen_ = len(X) + (0 if first else self.n_samples_seen_)
             self._train(
                 X,
                 start=None if first else self._model,
@@ -328,7 +335,14 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if start is not None:
             overrides["n_components"] = self.n_components_
         options = Options(
-            **{**checked_options(self.get_params(deep=False), X.shape[1]), **overrides}
+            **{
+                **checked_options(
+                    self.get_params(deep=False),
+                    n_features=X.shape[1],
+                    n_samples=self.n_samples_seen_,
+                ),
+                **overrides,
+            }
         )
         device = resolve_device(self.device)
         trainer = Trainer(

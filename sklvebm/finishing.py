@@ -126,7 +126,7 @@ def equilibrated(
     for _ in range(_MAX_ROUNDS):
         trace = []
         for _ in range(_N_SWEEPS):
-            moving.advance(slice(None), energy.log_tilt)
+            moving.advance(energy.log_tilt)
             trace.append(torch.cat([energy.log_tilt(v) for v in moving.position.split(_CHUNK)]))
         late = to_numpy(torch.stack(trace[_N_SWEEPS // 2 :], 1)).astype(np.float64)
         if joint_mixing(late, n_apart)["rhat_joint"] <= MAX_RHAT:

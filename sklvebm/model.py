@@ -234,7 +234,7 @@ class Model:
                 self.pool[picks], dynamics="mala", n_steps=1, step_size="auto", noise=noise
             )
             for _ in range(_N_POOL_MOVES):
-                pool.advance(slice(None), self.energy.log_tilt)
+                pool.advance(self.energy.log_tilt)
             v = pool.position
         with torch.no_grad():
             return self.energy.reference.split(v)

@@ -1,7 +1,7 @@
 """The two particle systems: a conditional flow for every datum, and the joint negative pool.
 
 A conditional flow keeps something for each datum from visit to visit (particles, a Gaussian, a
-point) and answers ``advance(rows, log_density)`` with draws of z for those rows. The pool keeps
+point), moves it with ``advance(rows, log_density)`` and answers ``draws(rows)``. The pool keeps
 joint configurations in the reference's coordinates v = (a, ε), where the target is
 N(v; 0, I) exp(−f).
 """
@@ -72,12 +72,12 @@ class LangevinParticles:
         """Mean of each datum's particles, ``(n, k)``."""
         return self.position.mean(1)
 
-    def draws(self, rows: slice) -> Tensor:
-        """A draw of the latents of each of ``rows``, ``(n, k)``."""
-        return self.position[rows, 0]
+    def draws(self, rows: Tensor | slice) -> Tensor:
+        """The particles of ``rows (b,)``, ``(b, p, k)``."""
+        return self.position[rows]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
-        """Move the particles of ``rows (b,)``; returns them, ``(b, p, k)``."""
+    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+        """Move the particles of ``rows (b,)``."""
         state = init(self.position[rows], log_density)
         for _ in range(self.n_steps):
             state, info = langevin_step(
@@ -92,7 +92,6 @@ class LangevinParticles:
         self.position[rows] = state.position
         self.acceptance = float(info.acceptance.mean())
         self._adapt(state.position)
-        return state.position
 
     def _adapt(self, z: Tensor) -> None:
         """Follow the pooled within-datum covariance; a lone particle has none to show."""
@@ -139,13 +138,12 @@ class GaussianPosteriors:
         xi = torch.cat([half, -half], 1)[:, : max(self.n_particles, 1)]
         return loc[:, None] + log_scale.exp()[:, None] * xi, xi
 
-    def draws(self, rows: slice) -> Tensor:
-        """A draw of the latents of each of ``rows``, ``(n, k)``."""
-        loc = self.location[rows]
-        return loc + self.log_scale[rows].exp() * self.noise.normal(loc)
+    def draws(self, rows: Tensor | slice) -> Tensor:
+        """Draws from q of ``rows (b,)``, ``(b, p, k)``."""
+        return self._draw(self.location[rows], self.log_scale[rows])[0]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
-        """Improve q of ``rows (b,)``; returns draws from it, ``(b, p, k)``."""
+    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+        """Improve q of ``rows (b,)``."""
         loc, log_scale = self.location[rows], self.log_scale[rows]
         eta = float(self.step_size.value)
         for _ in range(self.n_steps):
@@ -158,7 +156,6 @@ class GaussianPosteriors:
             loc = loc + scale * move
             log_scale = log_scale + (0.5 * eta * entropy_and_fit).clamp(-0.5, 0.5)
         self.location[rows], self.log_scale[rows] = loc, log_scale
-        return self._draw(loc, log_scale)[0]
 
 
 class PointEstimates:
@@ -184,12 +181,12 @@ class PointEstimates:
         """Median step size over the data."""
         return StepSize(float(self.steps.median()), initial=1, target=1)
 
-    def draws(self, rows: slice) -> Tensor:
-        """The points of ``rows``, ``(n, k)``."""
-        return self.location[rows]
+    def draws(self, rows: Tensor | slice) -> Tensor:
+        """The points of ``rows (b,)``, ``(b, 1, k)``."""
+        return self.location[rows][:, None]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> Tensor:
-        """Climb for ``rows (b,)``; returns their points, ``(b, 1, k)``."""
+    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+        """Climb for ``rows (b,)``."""
         state, steps = init(self.location[rows][:, None], log_density), self.steps[rows]
         for _ in range(self.n_steps):
             move = steps[:, None, None] * (state.gradient @ self.covariance)
@@ -204,7 +201,6 @@ class PointEstimates:
             if self.adapts:
                 steps = steps * torch.where(better[:, 0], 1.1, 0.5)
         self.location[rows], self.steps[rows] = state.position[:, 0], steps.clamp(1e-6, 2.0)
-        return state.position
 
 
 ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates
@@ -213,9 +209,10 @@ ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates
 class JointPool:
     """Persistent joint negatives ũ_j, in the reference's coordinates ``v (m, k + d)``.
 
-    With ``dynamics="mala"`` a visit is one independence sweep with fresh draws of ``proposal``,
-    which jumps between modes, and ``n_steps`` Metropolis-adjusted steps, which refine. With "ula"
-    it is ``n_steps`` unadjusted steps on E(v) = ½‖v‖² + f, and nothing else.
+    With ``dynamics="mala"`` every member meets a fresh draw of ``proposal`` in an independence
+    sweep, which jumps between modes, and some take ``n_steps`` Metropolis-adjusted steps, which
+    refine. With "ula" these take ``n_steps`` unadjusted steps on E(v) = ½‖v‖² + f, and nothing
+    else.
 
     ``proposal`` is N(0, I) at first. Whoever knows better where the law is sets it: any proposal
     leaves the law invariant.
@@ -239,28 +236,30 @@ class JointPool:
         self.acceptance = float("nan")
         self.sweep_acceptance = float("nan")
 
-    def advance(self, rows: Tensor | slice, log_tilt: LogDensity) -> Tensor:
-        """Move the members ``rows``; returns them, ``(b, k + d)``."""
-        v = self.position[rows]
-        v = self._adjusted(v, log_tilt) if self.dynamics == "mala" else self._plain(v, log_tilt)
-        self.position[rows] = v
-        return v
+    def advance(self, log_tilt: LogDensity, rows: Tensor | slice = slice(None)) -> None:
+        """Sweep all members (not under "ula"), then move the members ``rows`` by Langevin steps."""
+        if self.dynamics == "mala":
+            self._sweep(log_tilt)
+        if self.n_steps:
+            steps = self._adjusted if self.dynamics == "mala" else self._plain
+            self.position[rows] = steps(self.position[rows], log_tilt)
 
-    def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
-        fresh, weight = self.proposal.draw(len(v), self.noise), self.proposal.log_weight
-        v, _, info = independence_step(
+    def _sweep(self, log_tilt: LogDensity) -> None:
+        v, weight = self.position, self.proposal.log_weight
+        fresh = self.proposal.draw(len(v), self.noise)
+        self.position, _, info = independence_step(
             v, weight(v, log_tilt), fresh, weight(fresh, log_tilt), noise=self.noise
         )
         self.sweep_acceptance = float(info.acceptance.mean())
-        if self.n_steps:
-            state = init(v, log_tilt)
-            for _ in range(self.n_steps):
-                state, info = gaussian_step(
-                    state, log_tilt, step_size=self.step_size.value, noise=self.noise
-                )
-                self._note(info)
-            v = state.position
-        return v
+
+    def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
+        state = init(v, log_tilt)
+        for _ in range(self.n_steps):
+            state, info = gaussian_step(
+                state, log_tilt, step_size=self.step_size.value, noise=self.noise
+            )
+            self._note(info)
+        return state.position
 
     def _plain(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
         def log_density(u: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from .langevin import LogDensity, Noise, Preconditioner, regularised
 _ROWS_A_DIMENSION, _MAX_COMPONENTS = 10, 20
 # Share of N(0, I), which bounds the weights wherever those of N(0, I) itself are bounded.
 _DEFENSIVE = 0.5
-_MAX_FITTED = 4096
+_MAX_FITTED = 2048
 # Of the covariance of a component added by hand: wider than what it covers, so weights are even.
 _INFLATION = 1.5
 _CHUNK = 4096
@@ -63,7 +63,7 @@ class Proposal:
         generator = noise.generator
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         rows = members[:: -(-n // _MAX_FITTED)].double().cpu().numpy()
-        fit = GaussianMixture(n_components, reg_covar=1e-3, max_iter=50, random_state=seed)
+        fit = GaussianMixture(n_components, reg_covar=1e-3, max_iter=20, random_state=seed)
         with warnings.catch_warnings():
             # An unconverged fit proposes as well; its overlap with the target says how well.
             warnings.simplefilter("ignore", ConvergenceWarning)

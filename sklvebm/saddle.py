@@ -62,11 +62,16 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Schedule:
-    """How training is paced; the estimator's parameters of the same names."""
+    """How training is paced; the estimator's parameters of the same names.
+
+    The latents of ``n_batches`` batches move together, before an update is made from each; then
+    ``negative_size`` members of the pool take Langevin steps at every update.
+    """
 
     learning_rate: float
     weight_decay: float
     batch_size: int
+    n_batches: int
     negative_size: int
     tol: float
     n_iter_no_change: int
@@ -179,19 +184,28 @@ class Saddle:
         self.schedule, self.generator = schedule, generator
         self.evaluate, self.report = evaluate, report
         self.outcome = Outcome()
-        self._rows = _batches(len(X), schedule.batch_size, generator, X.device)
+        self._data = self._visits()
         self._members = _batches(len(pool.position), schedule.negative_size, generator, X.device)
+
+    def _visits(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of each update and their latents, ``(b,)`` and ``(b, p, k)``."""
+        n, size = len(self.X), self.schedule.batch_size
+        for rows in _batches(n, self.schedule.n_batches * size, self.generator, self.X.device):
+            self.conditional.advance(rows, self.energy.posterior(self.X[rows]))
+            for batch in rows.split(size):
+                # What is left over at the end, if less than half a batch, would be noise.
+                if 2 * len(batch) >= min(size, n):
+                    yield batch, self.conditional.draws(batch)
 
     def update(self, stage: Stage, optimizer: torch.optim.Optimizer) -> float:
         """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
-        rows = next(self._rows)
-        x = self.X[rows]
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        z = self.conditional.advance(rows, self.energy.posterior(x))
+        rows, z = next(self._data)
+        x = self.X[rows]
         if stage.uses_pool:
-            v = self.pool.advance(next(self._members), self.energy.log_tilt)
-            negatives = self.energy.reference.split(v)
+            self.pool.advance(self.energy.log_tilt, next(self._members))
+            negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
         loss = self._energy(stage, x[:, None], z).mean()
@@ -213,7 +227,7 @@ class Saddle:
         dimensions, however much mass these have.
         """
         x = self.X[:_MAX_PROPOSED]
-        z = self.conditional.draws(slice(_MAX_PROPOSED))
+        z = self.conditional.draws(slice(_MAX_PROPOSED))[:, 0]
         v = torch.cat([z, self.energy.reference.to_noise(x, z)[0]], -1)
         self.pool.proposal = Proposal.fitted(v, self.pool.noise)
 
@@ -250,7 +264,7 @@ class Saddle:
             _average(average, self.energy, step)
             if step - last == self.schedule.evaluate_every or step == stage.n_updates:
                 last = step
-                self._assess(stage, keeper, gap)
+                self._assess(stage, keeper, gap if stage.uses_pool else math.nan)
                 if not stage.uses_pool or gap > -_MAX_GAP / 4:
                     good = self._snapshot()
                 if stage.uses_pool:

@@ -99,5 +99,5 @@ def moved(members, energy, generator, *, n_visits, n_steps=1):
         noise=Noise(generator),
     )
     for _ in range(n_visits):
-        pool.advance(slice(None), energy.log_tilt)
+        pool.advance(energy.log_tilt)
     return pool.position

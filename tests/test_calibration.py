@@ -243,7 +243,8 @@ def particles(energy, x, generator, *, n_visits, **options):
         **options,
     )
     for _ in range(n_visits):
-        draws = flow.advance(torch.arange(len(x)), energy.posterior(x))
+        flow.advance(torch.arange(len(x)), energy.posterior(x))
+        draws = flow.draws(torch.arange(len(x)))
     return draws
 
 
@@ -280,7 +281,8 @@ def mean_field_draws(energy, x, generator):
         step_size="auto",
         noise=Noise(generator),
     )
-    return flow.advance(torch.arange(len(x)), energy.posterior(x))[:, :L]
+    flow.advance(torch.arange(len(x)), energy.posterior(x))
+    return flow.draws(torch.arange(len(x)))[:, :L]
 
 
 @pytest.mark.statistical
@@ -402,7 +404,8 @@ def test_geweke_for_langevin_particles(generator):
         before = flow.preconditioner
 
         def kernel(x, flow=flow):
-            return flow.advance(torch.arange(R * C), energy.posterior(x))[:, 0]
+            flow.advance(torch.arange(R * C), energy.posterior(x))
+            return flow.position[:, 0].clone()
 
         found[dynamics] = geweke(energy, x, kernel, generator)
         assert flow.preconditioner is not before
@@ -439,7 +442,10 @@ def moments_after_visits(energy, generator, proposal=None, **options):
     start = tilted_draws(energy, R * C, generator)
     pool = JointPool(start, noise=Noise(generator), **options)
     pool.proposal = proposal or pool.proposal
-    visits = [pool.advance(slice(None), energy.log_tilt) for _ in range(N_VISITS)]
+    visits = []
+    for _ in range(N_VISITS):
+        pool.advance(energy.log_tilt)
+        visits.append(pool.position.clone())
     return pool_moments(energy, visits[-N_KEPT:])
 
 

@@ -319,7 +319,7 @@ def test_gaussian_bernoulli_log_partition(rng, generator):
     start = noise.normal(torch.empty(R * m, 3, dtype=torch.float64))
     pool = JointPool(start, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
     for _ in range(150):
-        pool.advance(slice(None), energy.log_tilt)
+        pool.advance(energy.log_tilt)
     pools = pool.position.reshape(R, m, 3)
     found = [log_partition(energy, members, noise=noise) for members in pools]
     value, std = np.array([part[:2] for part in found]).T

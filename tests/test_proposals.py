@@ -80,7 +80,7 @@ def test_a_fitted_proposal_lets_the_pool_jump_and_keeps_its_law(generator):
         )
         pool.proposal = proposal
         for _ in range(n_visits):
-            pool.advance(slice(None), bimodal)
+            pool.advance(bimodal)
         return (pool.position[:, 0] > 0).double().reshape(R, 64).mean(1)
 
     fitted = Proposal.fitted(two_clusters(generator, 400), Noise(generator))

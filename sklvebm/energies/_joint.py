@@ -90,17 +90,17 @@ class JointEnergy(nn.Module):
     reference : Reference
     tilt : module (x, z) → f, or None
         None means f ≡ 0: the energy is normalised.
-    train_reference : bool
-        False freezes p_0 where it starts.
+    reference_share : float
+        Share of the updates that learn p_0 before f is learned; 0 freezes p_0 where it starts.
     """
 
     def __init__(
-        self, reference: Reference, tilt: nn.Module | None, *, train_reference: bool
+        self, reference: Reference, tilt: nn.Module | None, *, reference_share: float
     ) -> None:
         super().__init__()
         self.reference = reference
         self.tilt = tilt
-        self.train_reference = train_reference
+        self.reference_share = reference_share
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Energies ``(...)`` of ``x (..., d)`` and ``z (..., k)``, which broadcast."""
@@ -125,7 +125,7 @@ class JointEnergy(nn.Module):
 
     def reference_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of p_0 that are learned; none where it is frozen."""
-        return _trainable(self.reference if self.train_reference else None)
+        return _trainable(self.reference if self.reference_share else None)
 
     def tilt_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of f."""

@@ -50,4 +50,4 @@ class CustomEnergy(EnergySpec):
         reference = Reference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
         )
-        return JointEnergy(reference, ModuleTilt(module, reference), train_reference=False)
+        return JointEnergy(reference, ModuleTilt(module, reference), reference_share=0.0)

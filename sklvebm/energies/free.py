@@ -50,4 +50,4 @@ class FreeEnergy(EnergySpec):
             bound=None,
             generator=generator,
         )
-        return JointEnergy(reference, tilt, train_reference=False)
+        return JointEnergy(reference, tilt, reference_share=0.0)

