@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-quick clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot,progress,test]"
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
 
 demo: $(VENV)/.installed  ## digits, end to end: a pipeline, a grid search, a comparison, a picture
@@ -16,6 +20,13 @@ demo: $(VENV)/.installed  ## digits, end to end: a pipeline, a grid search, a co
 # A worker a core, each on one thread: small tensors gain nothing from two.
 test: $(VENV)/.installed  ## the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+bench: $(VENV)/.installed-bench  ## every table, every peer; resumable, hours on two cores
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers_page.py
+
+bench-quick: $(VENV)/.installed-bench  ## two tables and five models, in five minutes
+	$(BIN)/python benchmarks/peers.py --quick
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .

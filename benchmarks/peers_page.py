@@ -1,0 +1,243 @@
+"""``docs/peers.md``, its picture and the README's table, from the results of ``peers.py``.
+
+Run ``python benchmarks/peers_page.py`` (seconds). Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from digits import ROOT, insert
+from peers import load, load_rows
+from tables import TABLES
+
+OURS = "sklvebm"
+FLOWS = ("NSF", "MAF")
+DENSITIES = ("GaussianMixture", "VAE", "NSF", "MAF", "VI", "KernelDensity", "PPCA")
+LATENTS = ("PPCA", "FactorAnalysis", "BernoulliRBM", "VAE")
+SAMPLERS = ("GaussianMixture", "VAE", "NSF", "MAF", "flow matching")
+_COLOURS = {"GaussianMixture": "#0072B2", "VAE": "#D55E00", "NSF": "#009E73", "MAF": "#CC79A7"}
+_MARKERS = {"GaussianMixture": "o", "VAE": "s", "NSF": "^", "MAF": "D"}
+
+
+def of_kind(*kinds):
+    """Tables of these kinds for which our cells are there."""
+    return [n for n, t in TABLES.items() if t.kind in kinds and OURS in load(n)["cells"]]
+
+
+def values(table, model, key):
+    """The figure ``key`` over seeds, an array; empty where it was not measured."""
+    seeds = load(table)["cells"].get(model, {})
+    return np.array([cell[key] for _, cell in sorted(seeds.items()) if key in cell])
+
+
+def mean(table, model, key):
+    """Mean over seeds, NaN where there is nothing."""
+    found = values(table, model, key)
+    return float(found.mean()) if len(found) else np.nan
+
+
+def shown(table, model, key, digits=2):
+    """Mean ± standard error over seeds."""
+    found = values(table, model, key)
+    if not len(found):
+        return ""
+    error = f" ± {found.std(ddof=1) / len(found) ** 0.5:.{digits}f}" if len(found) > 1 else ""
+    return f"{found.mean():.{digits}f}{error}"
+
+
+def gain(table, peer):
+    """Our log-likelihood less that of ``peer``, row by row: mean over splits, standard error.
+
+    The error is that of the mean over the test rows of all splits, which overlap a little.
+    """
+    rows = load_rows(table)
+    seeds = [k.split("/")[1] for k in rows if k.startswith(f"{OURS}/")]
+    apart = [rows[f"{OURS}/{s}"] - rows[f"{peer}/{s}"] for s in seeds if f"{peer}/{s}" in rows]
+    if not apart:
+        return np.nan, np.nan
+    variance = sum(d.astype(float).var() / len(d) for d in apart) / len(apart) ** 2
+    return float(np.mean([d.mean(dtype=float) for d in apart])), float(np.sqrt(variance))
+
+
+def markdown(head, lines):
+    """A table."""
+    return "\n".join(
+        [
+            "| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head),
+            *("| " + " | ".join(map(str, line)) + " |" for line in lines),
+        ]
+    )
+
+
+def grid(tables, models, key, digits=2):
+    """One figure, tables down, models across; the best of a line in bold is left to the reader."""
+    lines = [[t, *(shown(t, m, key, digits) for m in models)] for t in tables]
+    return markdown(["data", *models], lines)
+
+
+def gains(tables, peers):
+    """Our likelihood less theirs."""
+    lines = []
+    for table in tables:
+        cells = (gain(table, peer) for peer in peers)
+        lines.append([table, *("" if np.isnan(m) else f"{m:+.2f} ± {e:.2f}" for m, e in cells)])
+    return markdown(["data", *peers], lines)
+
+
+def count(good, all_):
+    """``n of m``."""
+    return f"{sum(good)} of {len(list(all_))}"
+
+
+def verdicts():
+    """What was asked, and what the results say; one line each."""
+    real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
+    lines = []
+    for peer in ("VAE", "GaussianMixture"):
+        found = [gain(t, peer) for t in real]
+        lines.append(
+            [
+                f"likelihood above {peer}, real tables",
+                "all; by over 2 SE on three quarters",
+                f"{count([m > 0 for m, _ in found], real)}; "
+                f"{count([m > 2 * e for m, e in found], real)}",
+            ]
+        )
+    best_flow = [min(gain(t, f)[0] for f in FLOWS) for t in real]
+    lines.append(
+        [
+            "likelihood above both flows, real tables",
+            "half",
+            count([m > 0 for m in best_flow], real),
+        ]
+    )
+    short = [mean(t, OURS, "short_of_truth") for t in planar]
+    lines.append(
+        ["planar: within .05 nats of the truth", "all", count([s <= 0.05 for s in short], planar)]
+    )
+    for names, wanted, kind in ((physical, "all", "physical"), (real, "three quarters", "real")):
+        good = [
+            mean(t, OURS, "mse") <= min(mean(t, "VAE", "mse"), mean(t, "PPCA", "mse"))
+            for t in names
+        ]
+        lines.append(
+            [f"reconstruction at or below the VAE's and PCA's, {kind}", wanted, count(good, names)]
+        )
+    ratios = [mean(t, OURS, "sliced_w2") / mean(t, OURS, "sliced_w2_floor") for t in physical]
+    lines.append(
+        [
+            "sliced W2 of samples ≤ 1.5 × the floor, physical",
+            "all",
+            count([r <= 1.5 for r in ratios], physical),
+        ]
+    )
+    labelled = [t for t in real if TABLES[t].labelled]
+    for key in ("logistic", "knn"):
+        good = [
+            mean(t, OURS, key) >= np.nanmax([mean(t, p, key) for p in LATENTS]) for t in labelled
+        ]
+        lines.append([f"{key} accuracy at or above all peers", "all", count(good, labelled)])
+    ratio = [mean(t, OURS, "fit_s") / mean(t, "VAE", "fit_s") for t in [*real, *physical, *planar]]
+    lines.append(
+        [
+            "fit time within 3 × the VAE's",
+            "all",
+            f"{count([r <= 3 for r in ratio], ratio)} (median {np.median(ratio):.1f} ×)",
+        ]
+    )
+    return markdown(["asked", "of", "found"], lines)
+
+
+def floors(tables):
+    """Sliced W2 over that of equally many training rows."""
+    lines = []
+    for table in tables:
+        floor = mean(table, OURS, "sliced_w2_floor")
+        ratios = (mean(table, m, "sliced_w2") / floor for m in (OURS, *SAMPLERS))
+        lines.append([table, f"{floor:.3f}", *("" if np.isnan(r) else f"{r:.2f}" for r in ratios)])
+    return markdown(["data", "floor", OURS, *SAMPLERS], lines)
+
+
+def where():
+    """Machine and seeds."""
+    names = of_kind("real", "physical", "planar")
+    machine = load(names[0])["machine"]
+    seeds = {len(v) for n in names for v in load(n)["cells"].values()}
+    return (
+        f"{min(seeds)} to {max(seeds)} splits a cell; a thread a cell, two cells at a time, "
+        f"{machine['processor']}, Python {machine['python']}, torch {machine['torch']}, "
+        f"scikit-learn {machine['scikit-learn']}."
+    )
+
+
+def picture(tables, path):
+    """Our log-likelihood less that of each peer, ± 2 SE."""
+    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(tables) + 1.2), layout="constrained")
+    for i, (peer, colour) in enumerate(_COLOURS.items()):
+        found = np.array([gain(t, peer) for t in tables])
+        axes.errorbar(
+            found[:, 0],
+            np.arange(len(tables)) + 0.15 * (i - 1.5),
+            xerr=2 * found[:, 1],
+            fmt=_MARKERS[peer],
+            color=colour,
+            markersize=5,
+            label=peer,
+        )
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_yticks(range(len(tables)), tables)
+    axes.invert_yaxis()
+    axes.set_xlabel("held-out log-likelihood: sklvebm less the peer, nats a row (± 2 SE)")
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def blocks():
+    """Every generated part of the page."""
+    real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
+    everything = [*real, *physical, *planar]
+    labelled = [t for t in real if TABLES[t].labelled]
+    decoders = (OURS, "VAE", "VI", "hard EM", "PPCA", "FactorAnalysis")
+    timed = (OURS, "VAE", "GaussianMixture", "NSF", "MAF")
+    return {
+        "verdicts": verdicts(),
+        "where": where(),
+        "gains": gains(everything, DENSITIES),
+        "likelihood": grid(real + physical, (OURS, *DENSITIES), "log_likelihood"),
+        "medians": grid(real, (OURS, *DENSITIES[:4]), "log_likelihood_median"),
+        "planar": grid(
+            [t for t in everything if TABLES[t].density is not None],
+            (OURS, "GaussianMixture", "KernelDensity", "VAE", "NSF", "MAF"),
+            "short_of_truth",
+            3,
+        ),
+        "reconstruction": grid(real + physical, decoders, "mse", 3),
+        "samples": floors(everything),
+        "logistic": grid(labelled, (OURS, *LATENTS), "logistic", 3),
+        "knn": grid(labelled, (OURS, *LATENTS), "knn", 3),
+        "seconds": grid(everything, timed, "fit_s", 0),
+        "scoring": grid(everything, timed, "score_s", 1),
+        "memory": grid(everything, timed, "peak_mib", 0),
+        "active": grid(real + physical, decoders[:4], "active_units", 1),
+    }
+
+
+def main():
+    page = ROOT / "docs" / "peers.md"
+    found = blocks()
+    for name, text in found.items():
+        insert(page, name, text)
+    insert(ROOT / "README.md", "peers", gains(of_kind("real"), DENSITIES[:4]))
+    picture(of_kind("real", "physical", "planar"), ROOT / "docs" / "peers.png")
+    print(found["verdicts"])
+
+
+if __name__ == "__main__":
+    main()
