@@ -87,7 +87,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         400 over the number of rows seen, within .03 and 3.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
-    n_iter_no_change : int, default=8
+    n_iter_no_change : int, default=12
         Evaluations without improvement after which a stage stops. There are twenty evaluations in
         ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
@@ -178,7 +178,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         learning_rate=1e-2,
         weight_decay="auto",
         tol=1e-2,
-        n_iter_no_change=8,
+        n_iter_no_change=12,
         validation_fraction=0.1,
         early_stopping=True,
         warm_start=False,

@@ -11,9 +11,9 @@ from ..langevin import LogDensity
 from ..networks import MLP
 from ..reference import Reference
 
-# Standard deviation of the frequencies times √(d + k): 1.5 radians a standard deviation for two
+# Standard deviation of the frequencies times √(d + k): 2.25 radians a standard deviation for two
 # features and two latents.
-_FREQUENCY_SCALE = 3.0
+_FREQUENCY_SCALE = 4.5
 
 
 class NetworkTilt(nn.Module):
