@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklvebm import CustomEnergy, FreeEnergy, LinearEnergy, LVEBMEstimator, TiltedEnergy
+from sklvebm._parameters import default_weight_decay
 
 ENERGIES = ["tilted", "free", "linear"]
 
@@ -161,6 +162,7 @@ class TestParameters:
             ("step_size", "nonsense"),
             ("learning_rate", -1.0),
             ("weight_decay", -1.0),
+            ("weight_decay", "nonsense"),
             ("tol", -1.0),
             ("n_iter_no_change", 0),
             ("validation_fraction", 1.0),
@@ -170,6 +172,16 @@ class TestParameters:
     def test_invalid_values_are_refused(self, X, parameter, value):
         with pytest.raises(ValueError, match=r"must|device"):
             quick(**{parameter: value}).fit(X)
+
+    def test_auto_weight_decay_follows_the_rows_seen(self, X):
+        """400 / n: the number given is the number that "auto" stands for, bit for bit."""
+        auto = quick().fit(X)
+        assert auto.n_samples_seen_ == len(X)
+        given = quick(weight_decay=default_weight_decay(len(X))).fit(X)
+        assert np.array_equal(auto.score_samples(X), given.score_samples(X))
+        assert default_weight_decay(1000) == pytest.approx(0.4)
+        assert (default_weight_decay(2), default_weight_decay(10**6)) == (3.0, 0.03)
+        assert auto.partial_fit(X[:7]).n_samples_seen_ == len(X) + 7
 
     def test_every_parameter_changes_something(self, X):
         """No option is accepted and ignored."""
