@@ -116,7 +116,7 @@ def table(cells, where):
         )
     lines += [
         "",
-        f"Means over {len(cells[0][2])} seeds; the ceiling on moons is {MOONS_CEILING}, on the "
+        f"Seeds: {len(cells[0][2])}; the ceiling on moons is {MOONS_CEILING}, on the "
         f"uniform rows {-3 * np.log(3):.3f}. One thread a fit, torch {where['torch']}.",
     ]
     return "\n".join(lines)
