@@ -47,7 +47,7 @@ def _mixture(table, seed):
 
     grid = {"n_components": (1, 2, 5, 10, 20, 40, 80), "reg_covar": (1e-6, 1e-3, 1e-2, 1e-1)}
     if table.name == "mnist":
-        # In 663 dimensions a fit with 80 full covariances takes hours; these were not near best.
+        # Eighty full covariances in 663 dimensions cost too much.
         grid = {"n_components": (1, 2, 5, 10), "reg_covar": (1e-2, 1e-1)}
     return _searched(GaussianMixture(max_iter=200, random_state=seed), grid, seed)
 

@@ -35,7 +35,7 @@ from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 # Updates in which the whole pool takes a Langevin step once. All of it is swept at every update:
-# with a quarter of it, planar sets stayed .2 nats shorter of their entropy.
+# members that lag behind the tilt bias its gradient.
 _POOL_VISITS = 2
 # Evaluations in max_iter updates, and the fewest updates between two.
 _N_EVALUATIONS, _MIN_BETWEEN = 20, 5
