@@ -1,7 +1,8 @@
 """The peers of the benchmarks as scikit-learn estimators: deep latent-variable models and flows."""
 
+from ._training import Training
 from .decoders import VAE, HardEM, NonAmortisedVI
 from .flow_matching import FlowMatching
 from .flows import NormalizingFlow
 
-__all__ = ["VAE", "FlowMatching", "HardEM", "NonAmortisedVI", "NormalizingFlow"]
+__all__ = ["VAE", "FlowMatching", "HardEM", "NonAmortisedVI", "NormalizingFlow", "Training"]

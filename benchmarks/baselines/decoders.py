@@ -16,12 +16,12 @@ import math
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import TransformerMixin
 from torch import Tensor, nn
 
 from sklvebm.reference import fit_ppca
 
-from ._training import split, train
+from ._training import TorchModel, Training
 
 LOG_2PI = math.log(2 * math.pi)
 _MIN_LOG_SCALE = math.log(1e-3)
@@ -85,7 +85,7 @@ def log_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
 
-class _DecoderModel(TransformerMixin, BaseEstimator):
+class _DecoderModel(TransformerMixin, TorchModel):
     """What the three models share: parameters, likelihood, latents, reconstruction, samples."""
 
     _heteroscedastic = True
@@ -95,57 +95,21 @@ class _DecoderModel(TransformerMixin, BaseEstimator):
         n_components=2,
         *,
         hidden_layer_sizes=(128, 128),
-        n_steps=12_000,
-        batch_size=128,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        n_evaluations=60,
-        patience=60,
-        validation_fraction=0.1,
+        training=None,
         n_importance=500,
         random_state=0,
     ):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.n_steps = n_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.n_evaluations = n_evaluations
-        self.patience = patience
-        self.validation_fraction = validation_fraction
+        self.training = training
         self.n_importance = n_importance
         self.random_state = random_state
 
-    def fit(self, X, y=None):
-        """Train; the global torch generator is restored afterwards."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
-            generator = torch.Generator().manual_seed(self.random_state)
-            rows = torch.tensor(np.asarray(X), dtype=torch.float32)
-            fit, held_out = split(rows, self.validation_fraction, generator)
-            self.decoder_ = Decoder(
-                rows.shape[1], self.n_components, self.hidden_layer_sizes, self._heteroscedastic
-            )
-            self.decoder_.start_(fit.numpy())
-            self.n_iter_ = self._fit(fit, held_out, generator)
-        return self
-
-    def _train(self, module, loss, n, validate, generator, extra=None):
-        return train(
-            module,
-            loss,
-            n,
-            validate=validate,
-            n_steps=self.n_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            n_evaluations=self.n_evaluations,
-            patience=self.patience,
-            generator=generator,
-            extra=extra,
+    def _start_decoder(self, fit: Tensor) -> None:
+        self.decoder_ = Decoder(
+            fit.shape[1], self.n_components, self.hidden_layer_sizes, self._heteroscedastic
         )
+        self.decoder_.start_(fit.numpy())
 
     def _elbo(self, x: Tensor, loc: Tensor, log_scale: Tensor, xi: Tensor) -> Tensor:
         """log p(x | z) − KL(q ‖ p) at z = loc + e^log_scale ξ."""
@@ -205,6 +169,7 @@ class VAE(_DecoderModel):
     """Variational autoencoder: q(z | x) is a diagonal Gaussian given by an encoder."""
 
     def _fit(self, fit, held_out, generator):
+        self._start_decoder(fit)
         d, k = fit.shape[1], self.n_components
         self.encoder_ = mlp(d, self.hidden_layer_sizes, 2 * k)
         module = nn.ModuleList([self.encoder_, self.decoder_])
@@ -220,7 +185,7 @@ class VAE(_DecoderModel):
         def validate():
             return -float(self._elbo(held_out, *self._posterior(held_out), fixed).mean())
 
-        return self._train(module, loss, len(fit), validate, generator)
+        return self.training_.run(module, loss, len(fit), validate=validate, generator=generator)
 
     @torch.no_grad()
     def _posterior(self, x):
@@ -234,39 +199,8 @@ class _PerRow(_DecoderModel):
     """
 
     _draws = 4
-
-    def __init__(
-        self,
-        n_components=2,
-        *,
-        hidden_layer_sizes=(128, 128),
-        n_steps=12_000,
-        batch_size=128,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        n_evaluations=30,
-        patience=30,
-        validation_fraction=0.1,
-        n_importance=500,
-        local_learning_rate=3e-2,
-        n_local_steps=300,
-        random_state=0,
-    ):
-        super().__init__(
-            n_components,
-            hidden_layer_sizes=hidden_layer_sizes,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            n_evaluations=n_evaluations,
-            patience=patience,
-            validation_fraction=validation_fraction,
-            n_importance=n_importance,
-            random_state=random_state,
-        )
-        self.local_learning_rate = local_learning_rate
-        self.n_local_steps = n_local_steps
+    _training = Training(n_evaluations=30, patience=30)
+    _local_learning_rate, _n_local_steps = 3e-2, 300
 
     def _start(self, x: Tensor) -> Tensor:
         """(location, log scale) of each row under the linear part of the decoder, ``(n, 2k)``."""
@@ -279,8 +213,9 @@ class _PerRow(_DecoderModel):
         return torch.cat([loc, log_scale], 1)
 
     def _fit(self, fit, held_out, generator):
+        self._start_decoder(fit)
         table = nn.Embedding.from_pretrained(self._start(fit), freeze=False, sparse=True)
-        local = torch.optim.SparseAdam(table.parameters(), lr=self.local_learning_rate)
+        local = torch.optim.SparseAdam(table.parameters(), lr=self._local_learning_rate)
 
         def loss(rows):
             return self._objective(fit[rows], table(rows), generator)
@@ -293,17 +228,19 @@ class _PerRow(_DecoderModel):
             with torch.no_grad():
                 return float(self._objective(held_out, found[0], self._fixed()))
 
-        return self._train(self.decoder_, loss, len(fit), validate, generator, local)
+        return self.training_.run(
+            self.decoder_, loss, len(fit), validate=validate, generator=generator, extra=local
+        )
 
     def _fixed(self):
         return torch.Generator().manual_seed(self.random_state)
 
     def _ascend(self, x: Tensor, start: Tensor, n_steps: int) -> Tensor:
         local = start.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([local], lr=self.local_learning_rate)
+        optimizer = torch.optim.Adam([local], lr=self._local_learning_rate)
         generator = self._fixed()
         for step in range(n_steps):
-            optimizer.param_groups[0]["lr"] = self.local_learning_rate * (1 - step / n_steps)
+            optimizer.param_groups[0]["lr"] = self._local_learning_rate * (1 - step / n_steps)
             # Rows do not share parameters, so the sum and not the mean: one row's step does not
             # depend on how many there are.
             value = len(x) * self._objective(x, local, generator)
@@ -321,7 +258,7 @@ class NonAmortisedVI(_PerRow):
         return -self._elbo(x, loc, log_scale, xi).mean()
 
     def _posterior(self, x):
-        return self._ascend(x, self._start(x), self.n_local_steps).chunk(2, -1)
+        return self._ascend(x, self._start(x), self._n_local_steps).chunk(2, -1)
 
 
 class HardEM(_PerRow):
@@ -338,14 +275,12 @@ class HardEM(_PerRow):
         return -self.decoder_.log_joint(x, local.chunk(2, -1)[0]).mean()
 
     def _posterior(self, x):
-        local = self._ascend(x, self._start(x), self.n_local_steps)
-        gaussian = NonAmortisedVI(
-            local_learning_rate=self.local_learning_rate, random_state=self.random_state
-        )
+        local = self._ascend(x, self._start(x), self._n_local_steps)
+        gaussian = NonAmortisedVI(random_state=self.random_state)
         gaussian.decoder_ = self.decoder_
-        return gaussian._ascend(x, local, self.n_local_steps).chunk(2, -1)
+        return gaussian._ascend(x, local, self._n_local_steps).chunk(2, -1)
 
     def transform(self, X):
         """The most likely z of each row."""
         x = torch.tensor(np.asarray(X), dtype=torch.float32)
-        return self._ascend(x, self._start(x), self.n_local_steps)[:, : self.n_components].numpy()
+        return self._ascend(x, self._start(x), self._n_local_steps)[:, : self.n_components].numpy()

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 
-from ._training import split, train
+from ._training import TorchModel, Training
 from .decoders import mlp
 
 _N_FREQUENCIES = 16
@@ -23,69 +22,43 @@ def _features(x, t):
     return torch.cat([x, angles.sin(), angles.cos()], -1)
 
 
-class FlowMatching(BaseEstimator):
+class FlowMatching(TorchModel):
     """Flow matching on straight paths, sampled by Heun's method."""
 
+    _training = Training(
+        n_steps=10_000, batch_size=256, weight_decay=0.01, n_evaluations=50, patience=50
+    )
+
     def __init__(
-        self,
-        *,
-        hidden_layer_sizes=(256, 256, 256),
-        n_steps=10_000,
-        batch_size=256,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        n_evaluations=50,
-        patience=50,
-        validation_fraction=0.1,
-        n_integration=50,
-        random_state=0,
+        self, *, hidden_layer_sizes=(256, 256, 256), training=None, n_integration=50, random_state=0
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.n_steps = n_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.n_evaluations = n_evaluations
-        self.patience = patience
-        self.validation_fraction = validation_fraction
+        self.training = training
         self.n_integration = n_integration
         self.random_state = random_state
 
-    def fit(self, X, y=None):
-        """Train; the global torch generator is restored afterwards."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
-            generator = torch.Generator().manual_seed(self.random_state)
-            rows = torch.tensor(np.asarray(X), dtype=torch.float32)
-            fit, held_out = split(rows, self.validation_fraction, generator)
-            d = self.n_features_in_ = rows.shape[1]
-            self.velocity_ = mlp(d + 2 * _N_FREQUENCIES, self.hidden_layer_sizes, d)
+    def _fit(self, fit, held_out, generator):
+        d = fit.shape[1]
+        self.velocity_ = mlp(d + 2 * _N_FREQUENCIES, self.hidden_layer_sizes, d)
 
-            def loss_of(x, source):
-                start = torch.randn(x.shape, generator=source)
-                t = torch.rand(len(x), 1, generator=source)
-                velocity = self.velocity_(_features(torch.lerp(start, x, t), t))
-                return (velocity - (x - start)).square().mean()
+        def loss_of(x, source):
+            start = torch.randn(x.shape, generator=source)
+            t = torch.rand(len(x), 1, generator=source)
+            velocity = self.velocity_(_features(torch.lerp(start, x, t), t))
+            return (velocity - (x - start)).square().mean()
 
-            @torch.no_grad()
-            def validate():
-                fixed = torch.Generator().manual_seed(self.random_state)
-                return float(np.mean([float(loss_of(held_out, fixed)) for _ in range(16)]))
+        @torch.no_grad()
+        def validate():
+            fixed = torch.Generator().manual_seed(self.random_state)
+            return float(np.mean([float(loss_of(held_out, fixed)) for _ in range(16)]))
 
-            self.n_iter_ = train(
-                self.velocity_,
-                lambda picks: loss_of(fit[picks], generator),
-                len(fit),
-                validate=validate,
-                n_steps=self.n_steps,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                n_evaluations=self.n_evaluations,
-                patience=self.patience,
-                generator=generator,
-            )
-        return self
+        return self.training_.run(
+            self.velocity_,
+            lambda picks: loss_of(fit[picks], generator),
+            len(fit),
+            validate=validate,
+            generator=generator,
+        )
 
     @torch.no_grad()
     def sample(self, n_samples=1, random_state=0):
