@@ -19,6 +19,7 @@ FLOWS = ("NSF", "MAF")
 DENSITIES = ("GaussianMixture", "VAE", "NSF", "MAF", "VI", "KernelDensity", "PPCA")
 LATENTS = ("PPCA", "FactorAnalysis", "BernoulliRBM", "VAE")
 SAMPLERS = ("GaussianMixture", "VAE", "NSF", "MAF", "flow matching")
+_SECONDS = ("fit_s", "score_s", "transform_s", "sample_s")
 _COLOURS = {"GaussianMixture": "#0072B2", "VAE": "#D55E00", "NSF": "#009E73", "MAF": "#CC79A7"}
 _MARKERS = {"GaussianMixture": "o", "VAE": "s", "NSF": "^", "MAF": "D"}
 
@@ -159,9 +160,16 @@ def where():
     names = of_kind("real", "physical", "planar")
     machine = load(names[0])["machine"]
     seeds = {len(v) for n in names for v in load(n)["cells"].values()}
+    spent = [
+        sum(value for key, value in cell.items() if key in _SECONDS)
+        for name in names
+        for model in load(name)["cells"].values()
+        for cell in model.values()
+    ]
     splits = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)}))
     return (
-        f"Splits a cell: {splits}; a thread a cell, two cells at a time, "
+        f"{len(spent)} cells, {sum(spent) / 3600:.1f} hours of fitting, scoring, transforming and "
+        f"sampling. Splits a cell: {splits}; a thread a cell, two cells at a time, "
         f"{machine['processor']}, Python {machine['python']}, torch {machine['torch']}, "
         f"scikit-learn {machine['scikit-learn']}."
     )

@@ -29,6 +29,7 @@ from .common import (
     SMALL,
     ceiling,
     column,
+    every,
     fit,
     largest_gap,
     lost,
@@ -119,12 +120,7 @@ def measure_fit(*, data: str, variant: str, seed: int, params: dict) -> dict:
 
 
 def measure(*, names, seeds, params, n_jobs):
-    cells = [
-        {"data": data, "variant": variant, "seed": seed, "params": params}
-        for data in names
-        for variant in VARIANTS
-        for seed in seeds
-    ]
+    cells = every(data=names, variant=VARIANTS, seed=seeds, params=[params])
     return run(measure_fit, cells, n_jobs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -98,6 +99,11 @@ def largest_gap(history: list[dict]) -> float | None:
     """Largest absolute energy gap at the evaluations, in nats."""
     gaps = [row["energy_gap"] for row in tilt_rows(history)]
     return max((abs(gap) for gap in gaps if gap is not None and gap == gap), default=None)
+
+
+def every(**axes) -> list[dict]:
+    """A cell for each combination of the values given by name, the last one varying fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def run(measure: Callable, cells: list[dict], n_jobs: int) -> list[dict]:

@@ -18,6 +18,7 @@ from .common import (
     SMALL,
     ceiling,
     column,
+    every,
     fit,
     lost,
     markdown,
@@ -56,13 +57,7 @@ def measure_fit(*, data: str, dynamics: str, step_size, seed: int, params: dict)
 
 
 def measure(*, names, step_sizes, seeds, params, n_jobs):
-    cells = [
-        {"data": data, "dynamics": dynamics, "step_size": step, "seed": seed, "params": params}
-        for data in names
-        for dynamics in DYNAMICS
-        for step in step_sizes
-        for seed in seeds
-    ]
+    cells = every(data=names, dynamics=DYNAMICS, step_size=step_sizes, seed=seeds, params=[params])
     return run(measure_fit, cells, n_jobs)
 
 

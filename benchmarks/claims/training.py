@@ -19,6 +19,7 @@ from .common import (
     SMALL,
     ceiling,
     column,
+    every,
     fit,
     largest_gap,
     lost,
@@ -67,12 +68,7 @@ def in_user_units(history, X):
 
 
 def measure(*, names, seeds, params, n_jobs):
-    cells = [
-        {"data": data, "dynamics": dynamics, "seed": seed, "params": params}
-        for data in names
-        for dynamics in DYNAMICS
-        for seed in seeds
-    ]
+    cells = every(data=names, dynamics=DYNAMICS, seed=seeds, params=[params])
     return run(measure_fit, cells, n_jobs)
 
 
