@@ -17,6 +17,7 @@ from statistical import (
     assert_close_to,
     assert_rejects,
     assert_within_errors,
+    interval,
 )
 from torch import nn
 
@@ -440,7 +441,12 @@ class Fixed(nn.Module):
 
 @pytest.mark.statistical
 def test_a_fixed_energy_through_the_estimator(rng, seed):
-    """Case 7: log_partition_ and free_energy against the trapezoid rule, in user units."""
+    """Case 7: log_partition_ and free_energy against the trapezoid rule, in user units.
+
+    Beyond x = 1 the posterior has a second mode, of a few hundredths of the mass or less, which few
+    replicates find: exp(−F) is unbiased there too, but no mean of 32 replicates shows it. So rows
+    far out are held to one side: their scores are not too high.
+    """
     X = 5.0 + 2.0 * rng.standard_normal((300, 1))
     model = LVEBMEstimator(1, energy=lambda d, k: Fixed(), max_iter=50, random_state=seed).fit(X)
     energy = Fixed()
@@ -453,7 +459,7 @@ def test_a_fixed_energy_through_the_estimator(rng, seed):
     slack = log_z_slack(model) + 1e-4
     assert slack < 0.3
     assert_within_errors(model.log_partition_, 0.0, exact, slack=slack)
-    rows = X[:5]
+    rows = X.mean() + X.std() * np.array([-1.0, -0.5, 0.0, 0.5, 0.9, 1.5, 2.5, 3.5])[:, None]
     x = standardised(model, rows)
     log_evidence = [
         oracles.log_integral(lambda z, r=r: log_density(np.insert(z, 0, r, axis=1)), AXIS)
@@ -461,10 +467,13 @@ def test_a_fixed_energy_through_the_estimator(rng, seed):
     ]
     expected = np.array(log_evidence) - math.log(X.std())
     found = replicate(lambda m: -m.free_energy(rows), model, rng)
-    assert_close_to(np.exp(found - expected), np.ones(5), slack=1e-4)
-    joint = model.joint_energy(rows, np.zeros((5, 1)))
+    ratio = np.exp(found - expected)
+    assert_close_to(ratio[:, :5], 1.0, slack=1e-4)
+    mean, half_width = interval(ratio[:, 5:])
+    assert (mean <= 1 + half_width + 1e-4).all()
+    joint = model.joint_energy(rows, np.zeros((8, 1)))
     np.testing.assert_allclose(
-        -joint, log_density(np.column_stack([x, np.zeros(5)])) - math.log(X.std()), atol=1e-4
+        -joint, log_density(np.column_stack([x, np.zeros(8)])) - math.log(X.std()), atol=1e-4
     )
 
 
