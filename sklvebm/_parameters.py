@@ -28,13 +28,13 @@ def default_components(n_features: int) -> int:
     return min(n_features, max(2, min(10, -(-n_features // 2))))
 
 
-def default_weight_decay(n_samples: int) -> float:
+def default_weight_decay(n_samples: float) -> float:
     """400 / n, within .03 and 3."""
     return min(max(_DECAY_TIMES_ROWS / n_samples, _SMALLEST_DECAY), _LARGEST_DECAY)
 
 
 def checked_options(
-    parameters: dict[str, Any], *, n_features: int, n_samples: int
+    parameters: dict[str, Any], *, n_features: int, n_samples: float
 ) -> dict[str, Any]:
     """The parameters of training, each validated and every default resolved.
 

@@ -16,8 +16,15 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_is_fitted,
+    check_scalar,
+    validate_data,
+)
 
+from ._callbacks import BOOKKEEPING, CallbackSupportMixin, Reporter, with_callbacks
 from ._parameters import checked_options
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
@@ -25,13 +32,33 @@ from .report import score_report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from .model import Model
 
 _FLOATS = (np.float64, np.float32)
 
 
-class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+def _count(weight: NDArray) -> int | float:
+    """Rows that a table of these weights stands for: a whole number where it is one."""
+    total = float(weight.sum())
+    return int(total) if total.is_integer() else total
+
+
+def _attributes(model: Model) -> dict[str, Any]:
+    """What a fitted estimator knows of its model."""
+    return {
+        "_model_cache": model,
+        "_model_state": model.to_arrays(),
+        "log_partition_": model.log_partition.conservative,
+        "log_partition_std_": model.log_partition.std,
+        "log_partition_bounds_": (model.log_partition.forward, model.log_partition.reverse),
+    }
+
+
+class LVEBMEstimator(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     r"""Latent-variable energy-based model.
 
     Fits one joint energy E(x, z) of an observation x and its latent vector z by maximum likelihood,
@@ -105,17 +132,18 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     device : str or torch.device, default="auto"
         "auto" takes CUDA where present, else the CPU.
     verbose : int, default=0
-        1 prints a line an evaluation.
+        1 prints a line a stage, 2 a line an evaluation.
 
     Attributes
     ----------
     n_components_ : int
-    n_samples_seen_ : int
-        Rows of the last ``fit``, and of every ``partial_fit`` since.
+    n_samples_seen_ : int or float
+        Rows (sum of the sample weights) of the last ``fit``, and of every ``partial_fit`` since.
     n_iter_ : int
         Parameter updates run; 1 where the closed form was taken.
     converged_ : bool
-        False where the held-out likelihood was still rising when ``max_iter`` was reached.
+        False where the held-out likelihood was still rising when ``max_iter`` was reached, or a
+        callback asked to stop.
     history_ : list of dict
         One entry an evaluation: stage, update, energy gap, acceptances, and, under early stopping,
         the held-out log-likelihood (nats a row, in standardised units).
@@ -158,7 +186,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     """
 
     n_components_: int
-    n_samples_seen_: int
+    n_samples_seen_: int | float
     n_iter_: int
     history_: list[dict[str, Any]]
 
@@ -229,15 +257,20 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     # -- fitting ---------------------------------------------------------------------------------
 
-    def fit(self, X, y=None):
+    @with_callbacks
+    def fit(self, X, y=None, sample_weight=None):
         """Fit the model.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            At least two rows of finite real numbers.
+            At least two rows of real numbers; NaN where an entry is missing. The likelihood is then
+            that of what is seen, and what is missing is sampled along with the latents.
         y : None
             Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row counts; None is once each. A row of weight w and w equal rows give
+            the same fit, to the bit, as does any order of the rows.
 
         Returns
         -------
@@ -253,14 +286,15 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         with self._all_or_nothing():
             continued = self.warm_start and hasattr(self, "_model_state")
-            X = validate_data(self, X, dtype=_FLOATS, ensure_min_samples=2, reset=not continued)
+            X, weight = self._table(X, sample_weight, ensure_min_samples=2, reset=not continued)
             if not continued:
-                self._start_anew(X)
-            self.n_samples_seen_ = len(X)
-            self._train(X, start=self._model if continued else None)
+                self._start_anew(X, weight)
+            self.n_samples_seen_ = _count(weight)
+            self._train(X, weight, start=self._model if continued else None)
         return self
 
-    def partial_fit(self, X, y=None):
+    @with_callbacks
+    def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch; the first call starts the model.
 
         The first batch sets the standardisation, the start at probabilistic PCA, and the reference
@@ -271,6 +305,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         X : array-like of shape (n_samples, n_features)
         y : None
             Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in :meth:`fit`.
 
         Returns
         -------
@@ -283,16 +319,17 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         with self._all_or_nothing():
             first = not hasattr(self, "_model_state")
-            X = validate_data(
-                self, X, dtype=_FLOATS, ensure_min_samples=2 if first else 1, reset=first
+            X, weight = self._table(
+                X, sample_weight, ensure_min_samples=2 if first else 1, reset=first
             )
             if first:
-                self._start_anew(X)
+                self._start_anew(X, weight)
             n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
             n_before, history = (0, []) if first else (self.n_iter_, self.history_)
-            self.n_samples_seen_ = len(X) + (0 if first else self.n_samples_seen_)
+            self.n_samples_seen_ = _count(weight) + (0 if first else self.n_samples_seen_)
             self._train(
                 X,
+                weight,
                 start=None if first else self._model,
                 max_iter=n_updates,
                 early_stopping=False,
@@ -308,26 +345,52 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         try:
             yield
         except BaseException:
+            kept = {name: self.__dict__[name] for name in BOOKKEEPING if name in self.__dict__}
             self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__.update(before | kept)
             raise
 
-    def _start_anew(self, X: NDArray) -> None:
+    def _table(
+        self, X: Any, sample_weight: Any, *, ensure_min_samples: int, reset: bool
+    ) -> tuple[NDArray, NDArray]:
+        """Validated distinct rows, and the weight of each."""
+        from .rows import distinct_rows
+
+        X = validate_data(
+            self,
+            X,
+            dtype=_FLOATS,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=ensure_min_samples,
+            reset=reset,
+        )
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
+            if not sample_weight.any():
+                raise ValueError("all sample weights are zero.")
+        return distinct_rows(X, sample_weight)
+
+    def _start_anew(self, X: NDArray, weight: NDArray) -> None:
         """Set what lasts from fit to fit: the units, and the estimator's own random stream.
 
         Fits and unseeded draws take their seeds from that stream.
         """
         from ._arrays import draw_seed
 
+        unseen = np.isnan(X).all(axis=0)
+        if unseen.any():
+            raise ValueError(f"features {np.flatnonzero(unseen).tolist()} have no observed value.")
         with np.errstate(over="ignore", invalid="ignore"):
-            self._scaler = StandardScaler().fit(X.astype(np.float64))
+            self._scaler = StandardScaler().fit(X.astype(np.float64), sample_weight=weight)
         if not np.isfinite([self._scaler.mean_, self._scaler.scale_]).all():
             raise ValueError(
                 "the variance of a feature overflows float64; rescale the columns of X."
             )
         self._random_state = np.random.RandomState(draw_seed(self.random_state))
 
-    def _train(self, X: NDArray, *, start: Model | None, **overrides: Any) -> None:
+    def _train(self, X: NDArray, weight: NDArray, *, start: Model | None, **overrides: Any) -> None:
         from ._arrays import resolve_device
         from .training import Options, Trainer
 
@@ -347,16 +410,19 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         device = resolve_device(self.device)
         trainer = Trainer(
             self._standardise(X),
+            weight,
             start.spec if start is not None else spec,
             options,
             random_state=self._random_state,
             device=device,
-            report=self._report,
             start=start,
         )
-        model, outcome, diagnostics = trainer.run()
-        self._set_model(model)
+        self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components
+        report = self._reporter(X, trainer.n_evaluations)
+        model, outcome, diagnostics = trainer.run(report)
+        report.close()
+        self.__dict__.update(_attributes(model))
         self.n_iter_ = max(outcome.n_iter, 1)
         self.converged_ = outcome.converged
         self.history_ = outcome.history
@@ -370,12 +436,16 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             for name, value in last.items()
             if name.startswith(("acceptance", "energy_gap"))
         } | diagnostics
-        self.device_ = str(device)
-        self._warn()
+        self._warn(outcome.stopped)
 
-    def _warn(self) -> None:
+    def _reporter(self, X: NDArray, n_evaluations: int) -> Reporter:
+        context = self._init_callback_context(max_subtasks=n_evaluations)
+        context.call_on_fit_task_begin(estimator=self, X=X)
+        return Reporter(self, context, X, verbose=self.verbose, attributes=_attributes)
+
+    def _warn(self, stopped: bool) -> None:
         found = []
-        if not self.converged_:
+        if not self.converged_ and not stopped:
             found.append(
                 f"the held-out log-likelihood was still rising at max_iter={self.max_iter} "
                 "updates; increase max_iter."
@@ -393,23 +463,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for message in found:
             warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
-    def _report(self, row: dict) -> None:
-        if self.verbose:
-            parts = [f"[sklvebm] {row['stage']}, update {row['n_iter']}"]
-            if np.isfinite(row["energy_gap"]):
-                parts.append(f"energy gap {row['energy_gap']:.2f}")
-            if "log_likelihood" in row:
-                parts.append(f"held-out log-likelihood {row['log_likelihood']:.3f} nats a row")
-            print(", ".join(parts), flush=True)
-
     # -- the model, and its portable form --------------------------------------------------------
-
-    def _set_model(self, model: Model) -> None:
-        self._model_cache = model
-        self._model_state = model.to_arrays()
-        self.log_partition_ = model.log_partition.conservative
-        self.log_partition_std_ = model.log_partition.std
-        self.log_partition_bounds_ = (model.log_partition.forward, model.log_partition.reverse)
 
     @property
     def _model(self) -> Model:
@@ -436,6 +490,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -445,17 +500,18 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _to_user_units(self, X: NDArray) -> NDArray:
         return X * self._scaler.scale_ + self._scaler.mean_
 
-    @property
-    def _log_jacobian(self) -> float:
-        """Σ log scale: what a log-density loses on the way to the user's units."""
-        return float(np.log(self._scaler.scale_).sum())
+    def _log_jacobian(self, x: Tensor) -> NDArray:
+        """Σ log scale of what is seen: what a log-density loses on the way to the user's units."""
+        from ._arrays import to_numpy
+
+        return np.where(np.isnan(to_numpy(x)), 0.0, np.log(self._scaler.scale_)).sum(1)
 
     def _rows(self, X: Any):
         """Validated rows as a standardised tensor, the model in the same dtype, that dtype."""
         check_is_fitted(self)
         from ._arrays import to_tensor
 
-        X = validate_data(self, X, dtype=_FLOATS, reset=False)
+        X = validate_data(self, X, dtype=_FLOATS, ensure_all_finite="allow-nan", reset=False)
         standardised = self._standardise(X).astype(X.dtype)
         model = self._model
         tensor = to_tensor(standardised, model.device)
@@ -560,6 +616,59 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         return to_numpy(model.sample_posterior(x, n_samples, self._generator(random_state)))
 
+    def impute(self, X, n_samples=None, random_state=None):
+        """Fill in what is missing.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples_X, n_features)
+            NaN where an entry is missing.
+        n_samples : int, default=None
+            None fills in the conditional mean, of least mean squared error. An int gives as many
+            random completions of the table, for multiple imputation (Rubin 1987).
+        random_state : int, RandomState instance or None, default=None
+            As in :meth:`sample`; the conditional mean needs none.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples_X, n_features) or (n_samples, n_samples_X, n_features)
+            In the user's units; what is seen stays as it is.
+        """
+        if n_samples is not None:
+            return self.sample_conditional(X, n_samples, random_state)
+        x, model, dtype = self._rows(X)
+        return self._filled(X, dtype, model.completed_mean(x))
+
+    def sample_conditional(self, X, n_samples=1, random_state=None):
+        """Draw what is missing of each row, given what is seen.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples_X, n_features)
+            NaN where an entry is to be drawn.
+        n_samples : int, default=1
+            Draws a row.
+        random_state : int, RandomState instance or None, default=None
+            As in :meth:`sample`.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_samples_X, n_features)
+            In the user's units; what is seen stays as it is.
+        """
+        x, model, dtype = self._rows(X)
+        n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        drawn = model.sample_conditional(x, n_samples, self._generator(random_state))
+        return self._filled(X, dtype, drawn)
+
+    def _filled(self, X: Any, dtype: Any, completed: Tensor) -> NDArray:
+        """``X`` with its missing entries from ``completed (..., n, d)``, standardised."""
+        from ._arrays import to_numpy
+
+        X = check_array(X, dtype=dtype, ensure_all_finite="allow-nan")
+        found = self._to_user_units(to_numpy(completed)).astype(dtype)
+        return np.where(np.isnan(X), found, X)
+
     def score_samples(self, X, return_std=False):
         """Normalised log-density of each row.
 
@@ -573,7 +682,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         log_prob : ndarray of shape (n_samples,)
-            log p(x) in nats, in the user's units, float64.
+            log p(x) in nats, in the user's units, float64; where entries are missing, that of what
+            is seen.
         std : ndarray of shape (n_samples,)
             Standard errors in nats. Only where ``return_std`` is True.
         """
@@ -581,7 +691,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         log_prob = value - self.log_partition_
         return (log_prob, std) if return_std else log_prob
 
-    def score(self, X, y=None):
+    def score(self, X, y=None, sample_weight=None):
         """Mean normalised log-density: comparable across all hyper-parameters.
 
         Parameters
@@ -589,13 +699,18 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         X : array-like of shape (n_samples, n_features)
         y : None
             Ignored.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the mean.
 
         Returns
         -------
         log_likelihood : float
             In nats a row, in the user's units.
         """
-        return float(self.score_samples(X).mean())
+        log_prob = self.score_samples(X)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, log_prob, dtype=np.float64)
+        return float(np.average(log_prob, weights=sample_weight))
 
     def score_report(self, X, n_worst=5):
         """The score with everything that stands behind it.
@@ -644,7 +759,7 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         x, model, _ = self._rows(X)
         value, std, mean_std = model.log_evidence(x)
         value, std = (to_numpy(part).astype(np.float64) for part in (value, std))
-        return value - self._log_jacobian, std, mean_std
+        return value - self._log_jacobian(x), std, mean_std
 
     def free_energy(self, X):
         """Free energy F(x) = −log ∫ exp(−E(x, z)) dz.
@@ -679,6 +794,8 @@ class LVEBMEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         from ._arrays import to_numpy, to_tensor
 
         x, model, dtype = self._rows(X)
+        if torch.isnan(x).any():
+            raise ValueError("X has missing entries; the joint energy is one of complete rows.")
         z = to_tensor(self._latents(Z, len(x)).astype(dtype), model.device)
         with torch.no_grad():
-            return to_numpy(model.energy(x, z)).astype(np.float64) + self._log_jacobian
+            return to_numpy(model.energy(x, z)).astype(np.float64) + self._log_jacobian(x)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,37 +147,59 @@ def moments(draws: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tenso
     return mean, (weights[..., None] * centred).transpose(1, 2) @ centred
 
 
+def guess_from(particles: Tensor, spread: Tensor, n_heavy: int | None) -> tuple[Tensor, Tensor]:
+    """Mean ``(n, m)`` and covariance ``(n, m, m)`` of ``particles (n, p, m)``.
+
+    Where ``n_heavy`` says that coordinates of missing features follow the latents, few particles
+    say little of how so many vary together: the covariance leans on ``spread``.
+    """
+    mean, covariance = moments(particles)
+    if n_heavy is not None:
+        n, m = particles.shape[1:]
+        covariance = torch.lerp(spread, covariance, n / (n + _ROWS_A_DIMENSION * m))
+    return mean, covariance
+
+
 class StudentT:
-    """Multivariate Student-t proposals of n rows, with unit-scale draws shared between them.
+    """Student-t proposals of n rows, with unit-scale draws shared between them.
 
     Parameters
     ----------
-    mean : Tensor of shape (n, k)
-    covariance : Tensor of shape (n, k, k)
+    mean : Tensor of shape (n, m)
+    covariance : Tensor of shape (n, m, m)
         Scale matrices.
+    n_heavy : int or None
+        The leading coordinates that are Student-t; the others are Gaussian given these. A tail in
+        every one of many coordinates would cost most of the effective draws.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor, n_heavy: int | None = None) -> None:
         self.mean = mean
+        self.n_heavy = mean.shape[1] if n_heavy is None else n_heavy
         self.preconditioner = Preconditioner.from_covariance(regularised(covariance))
         factor = self.preconditioner.factor
         self.log_det = torch.diagonal(factor, dim1=1, dim2=2).log().sum(-1)
 
     def _unit_log_prob(self, t: Tensor) -> Tensor:
-        k, dof = t.shape[-1], _PROPOSAL_DOF
+        k, dof = self.n_heavy, _PROPOSAL_DOF
         constant = math.lgamma((dof + k) / 2) - math.lgamma(dof / 2)
         constant -= 0.5 * k * math.log(dof * math.pi)
-        return constant - 0.5 * (dof + k) * torch.log1p(t.square().sum(-1) / dof)
+        square = t.square()
+        heavy = 0.5 * (dof + k) * torch.log1p(square[..., :k].sum(-1) / dof)
+        if k < t.shape[-1]:
+            heavy = heavy + 0.5 * (square[..., k:] + math.log(2 * math.pi)).sum(-1)
+        return constant - heavy
 
     def sample(self, size: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """Draws ``(n, size, k)`` and their log-densities ``(n, size)``."""
-        k, half = self.mean.shape[1], int(_PROPOSAL_DOF) // 2
-        like = self.mean.new_empty(1, 1, 1).expand(len(self.mean), size, k + half)
+        m, half = self.mean.shape[1], int(_PROPOSAL_DOF) // 2
+        like = self.mean.new_empty(1, 1, 1).expand(len(self.mean), size, m + half)
         uniforms = noise.points(like).clamp(_TINY, 1 - _TINY)
-        normal = torch.special.ndtri(uniforms[..., :k])
+        normal = torch.special.ndtri(uniforms[..., :m])
         # χ²_ν for even ν is twice a sum of ν/2 unit exponentials.
-        chi2 = -2 * uniforms[..., k:].log().sum(-1, keepdim=True)
-        t = normal * torch.rsqrt(chi2 / _PROPOSAL_DOF)
+        chi2 = -2 * uniforms[..., m:].log().sum(-1, keepdim=True)
+        heavy = normal[..., : self.n_heavy] * torch.rsqrt(chi2 / _PROPOSAL_DOF)
+        t = torch.cat([heavy, normal[..., self.n_heavy :]], -1)
         draws = self.mean[:, None] + t @ self.preconditioner.factor.transpose(1, 2)
         return draws, self._unit_log_prob(t) - self.log_det[:, None]
 
@@ -187,9 +209,11 @@ class StudentT:
         return self._unit_log_prob(t) - self.log_det[:, None]
 
 
-def _proposal(mean: Tensor, covariance: Tensor, spread: Tensor) -> StudentT:
+def _proposal(
+    mean: Tensor, covariance: Tensor, spread: Tensor, n_heavy: int | None = None
+) -> StudentT:
     """A little of the typical posterior covariance keeps a row with few draws regular."""
-    return StudentT(mean, _INFLATION * covariance + 0.05 * spread)
+    return StudentT(mean, _INFLATION * covariance + 0.05 * spread, n_heavy)
 
 
 def _weighted(log_weights: Tensor, draws: Tensor) -> Posterior:
@@ -215,6 +239,7 @@ def importance(
     sizes: tuple[int, ...],
     noise: Noise,
     n_draws: int | None = None,
+    n_heavy: int | None = None,
 ) -> Posterior:
     """Adaptive importance sampling of each row from a Student-t.
 
@@ -224,19 +249,21 @@ def importance(
         log p(x, z) for ``z (n, s, k)``.
     mean, covariance : Tensor of shape (n, k) and (n, k, k)
         Guess of each row's posterior.
-    spread : Tensor of shape (k, k)
+    spread : Tensor of shape (k, k) or (n, k, k)
         A typical posterior covariance.
     sizes : tuple of int
         Draws of each round; a round's proposal is fitted to the round before, the last one counts.
     noise : Noise
     n_draws : int, optional
         Draws that the answer keeps; all of the last round by default.
+    n_heavy : int, optional
+        Leading coordinates whose proposals have heavy tails; all by default.
     """
     found = None
     for size in sizes:
         if found is not None:
             mean, covariance = found.refitted(mean, covariance)
-        draws, log_q = _proposal(mean, covariance, spread).sample(size, noise)
+        draws, log_q = _proposal(mean, covariance, spread, n_heavy).sample(size, noise)
         with torch.no_grad():
             log_weights = log_density(draws) - log_q
         found = _weighted(log_weights, draws)
@@ -252,13 +279,14 @@ def annealed(
     spread: Tensor,
     noise: Noise,
     n_draws: int,
+    n_heavy: int | None = None,
 ) -> Posterior:
     """Annealed importance sampling of each row, from a Student-t q along q^{1−β} p^β.
 
     A first walk with few particles sets the step sizes, one a row and temperature; the walk that
     counts keeps them fixed.
     """
-    proposal = _proposal(mean, covariance, spread)
+    proposal = _proposal(mean, covariance, spread, n_heavy)
     betas = (torch.arange(_N_TEMPERATURES + 1, dtype=torch.float64) / _N_TEMPERATURES).square()
     adapting = StepSize(
         "auto", initial=mean.new_full((len(mean),), 0.3), target=ACCEPTANCE["mala"], rate=0.5
@@ -306,6 +334,7 @@ def row_posterior(
     *,
     spread: Tensor,
     noise: Callable[[int], Noise],
+    n_heavy: int | None = None,
 ) -> Posterior:
     """The posterior of each row of ``x (n, d)``, with the effort that each one needs.
 
@@ -316,32 +345,36 @@ def row_posterior(
     x : Tensor of shape (n, d)
     particles : Tensor of shape (n, p, k)
         Where chains have found the posterior of each row.
-    spread : Tensor of shape (k, k)
+    spread : Tensor of shape (k, k) or (n, k, k)
         A typical posterior covariance.
     noise : callable
         ``noise(i)`` is the noise of round i, anew at each call: a row's answer then does not
         depend on which other rows need that round.
+    n_heavy : int, optional
+        Leading coordinates whose proposals have heavy tails; all by default.
     """
-    density, guess = density_of(x), moments(particles)
-    pilot = importance(density, *guess, spread=spread, sizes=(_PILOT,), noise=noise(1))
+    spread = spread.expand(len(x), *spread.shape[-2:])
+    density, guess = density_of(x), guess_from(particles, spread, n_heavy)
+    options: dict[str, Any] = {"spread": spread, "n_heavy": n_heavy}
+    pilot = importance(density, *guess, sizes=(_PILOT,), noise=noise(1), **options)
     guess = pilot.refitted(*guess)
-    found = importance(density, *guess, spread=spread, sizes=(_SIZE,), noise=noise(2))
+    found = importance(density, *guess, sizes=(_SIZE,), noise=noise(2), **options)
     for rows in _few(pilot.std > _WANTS_MORE):
         density, at = density_of(x[rows]), tuple(part[rows] for part in guess)
-        pilot = importance(density, *at, spread=spread, sizes=(_MORE_PILOT,), noise=noise(3))
+        options = {"spread": spread[rows], "n_heavy": n_heavy}
+        pilot = importance(density, *at, sizes=(_MORE_PILOT,), noise=noise(3), **options)
         at = pilot.refitted(*at)
-        more = importance(
-            density, *at, spread=spread, sizes=(_MORE,), noise=noise(4), n_draws=_SIZE
-        )
+        more = importance(density, *at, sizes=(_MORE,), noise=noise(4), n_draws=_SIZE, **options)
         found = found.updated(rows, more)
         hard = pilot.std > _WANTS_ANNEALING
         if bool(hard.any()):
             last = annealed(
                 density_of(x[rows[hard]]),
                 *(part[hard] for part in at),
-                spread=spread,
+                spread=spread[rows[hard]],
                 noise=noise(5),
                 n_draws=_SIZE,
+                n_heavy=n_heavy,
             )
             found = found.updated(rows[hard], last)
     return found

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import to_numpy
+from .completion import apart
 from .diagnostics import MAX_RHAT, conditional_mixing, joint_mixing
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
@@ -15,6 +16,7 @@ from .langevin import Noise
 from .model import Model
 from .particles import ConditionalFlow, JointPool
 from .partition import LogPartition, excess_tilt, log_partition
+from .rows import Rows
 
 _N_CALIBRATION = 256
 _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
@@ -27,8 +29,8 @@ _CHUNK = 4096
 def finish(
     spec: EnergySpec,
     energy: JointEnergy,
-    x: Tensor,
-    held_out: Tensor | None,
+    rows: Rows,
+    held_out: Rows | None,
     conditional: ConditionalFlow,
     pool: JointPool,
     *,
@@ -41,9 +43,9 @@ def finish(
     ----------
     spec : EnergySpec
     energy : JointEnergy
-    x : Tensor of shape (n, d)
-        Training rows, standardised.
-    held_out : Tensor or None
+    rows : Rows
+        What was trained on.
+    held_out : Rows or None
     conditional : ConditionalFlow
         Its guesses of each row's latents, and of their covariance.
     pool : JointPool
@@ -59,47 +61,75 @@ def finish(
         R-hat and ESS of both flows.
     """
     energy.eval().requires_grad_(False)
+    k = energy.reference.n_components
     model = Model(
         spec,
         energy,
-        x.new_zeros(x.shape[1] + 1, conditional.location.shape[1]),
-        conditional.covariance,
+        rows.x.new_zeros(rows.x.shape[1] + 1, k),
+        conditional.covariance[:k, :k],
         pool.position,
         LogPartition(0.0, 0.0, 0.0, 0.0),
         seed,
     )
-    picks = torch.randperm(len(x), generator=noise.generator, device=x.device)[:_N_CALIBRATION]
+    picks = rows.order(noise.generator)[:_N_CALIBRATION]
+    seen, guess = _complete(model, rows.x[picks], conditional.location[picks, :k])
     if energy.is_gaussian:
-        mean, model.covariance = energy.reference.linear_posterior(x[picks])
-        model.start = _ridge(x[picks], mean)
+        mean, model.covariance = energy.reference.linear_posterior(seen)
+        model.start = _ridge(seen, mean)
         return model, {}
-    particles = _calibrate(model, x[picks], conditional.location[picks], noise)
-    diagnostics = _diagnosed(model, x[picks], noise)
+    _calibrate(model, seen, guess, noise)
+    diagnostics = _diagnosed(model, rows.x[picks], noise)
     if energy.tilt is not None:
         n_apart = max(1, int(_SHARE_APART * len(pool.position)))
-        model.pool, trace = equilibrated(energy, pool, (x[picks], particles), n_apart, noise)
+        started = _paired(model, rows.x[picks], noise)
+        model.pool, trace = equilibrated(energy, pool, started, n_apart, noise)
         diagnostics |= joint_mixing(trace, n_apart)
         log_z = log_partition(energy, model.pool, n_apart=n_apart, noise=noise)
-        judged = (x[picks] if held_out is None else held_out)[:_N_CALIBRATION]
-        posterior = Posterior(*map(torch.cat, zip(*model.posterior(judged), strict=True)))
-        excess = excess_tilt(energy, judged, posterior, model.pool)
+        judged = rows[picks] if held_out is None else held_out
+        excess = _excess(model, max(_apart(judged.x[:_N_CALIBRATION]), key=len))
         model.log_partition = log_z._replace(excess=excess)
     return model, diagnostics
 
 
-def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> Tensor:
-    """Set where a row's chains start and how they step; returns a latent draw of each row."""
+def _complete(model: Model, x: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that miss nothing, and guesses of their latents: ``x``, or the pool where it does."""
+    if not bool(torch.isnan(x).any()):
+        return x, guess
+    with torch.no_grad():
+        return model.energy.reference.split(model.pool[:_N_CALIBRATION])
+
+
+def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> None:
+    """Set where a row's chains start and how they step."""
     for _ in range(2):
         particles = model.explore(x, noise=noise, guess=guess)
         guess = particles.mean(1)
         centred = (particles - guess[:, None]).reshape(-1, guess.shape[1])
         model.covariance = centred.T @ centred / len(centred)
     model.start = _ridge(x, guess)
-    return particles[:, -1]
+
+
+def _apart(x: Tensor) -> list[Tensor]:
+    return [x[rows] for rows in apart(x)]
+
+
+@torch.no_grad()
+def _paired(model: Model, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """A draw of the latents and of the missing entries of each row: x ``(n, d)``, z ``(n, k)``."""
+    pairs = [
+        model.energy.complete(part, model.explore(part, noise=noise)[:, -1:]) for part in _apart(x)
+    ]
+    x, z = (torch.cat(parts)[:, 0] for parts in zip(*pairs, strict=True))
+    return x, z
+
+
+def _excess(model: Model, x: Tensor) -> float:
+    posterior = Posterior(*map(torch.cat, zip(*model.posterior(x), strict=True)))
+    return excess_tilt(model.energy, x, posterior, model.pool)
 
 
 def _diagnosed(model: Model, x: Tensor, noise: Noise) -> dict[str, float]:
-    x = x[:_N_DIAGNOSED]
+    x = _apart(x)[-1][:_N_DIAGNOSED]
     draws = model.explore(x, noise=noise, n_keep=_N_DIAGNOSED_DRAWS)
     draws = draws.reshape(len(x), _N_DIAGNOSED_DRAWS, -1, draws.shape[-1]).transpose(1, 2)
     return conditional_mixing(to_numpy(draws))

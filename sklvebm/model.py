@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
+from .completion import apart, by_completeness, linear_guess
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
 from .evidence import Posterior, explore, row_posterior
@@ -131,14 +132,30 @@ class Model:
         """Linear guess of E[z | x], ``(n, k)``, within ten prior standard deviations."""
         return (x @ self.start[:-1] + self.start[-1]).clamp(-10.0, 10.0)
 
+    def _guess(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the chains of each row start, ``(n, m)``, and the covariance of their steps.
+
+        Of complete rows: the latents, m = k, and one ``(k, k)`` for all. Of rows that miss
+        entries: m = k + d, and ``(n, m, m)``.
+        """
+        if not bool(torch.isnan(x).any()):
+            return self.guess(x), self.covariance
+        with torch.no_grad():
+            joint = torch.cat(self.energy.reference.split(self.pool)[::-1], 1)
+        return linear_guess(x, joint.mean(0), torch.cov(joint.T), self.covariance)
+
     def explore(
         self, x: Tensor, *, noise: Noise, guess: Tensor | None = None, n_keep: int = _N_KEEP
     ) -> Tensor:
-        """Particles ``(n, p, k)`` of the posterior of each row of ``x (n, d)``, by MALA."""
-        preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
-        guess = self.guess(x) if guess is None else guess
-        guess = guess[:, None].expand(-1, _N_CHAINS, -1)
-        start = guess + noise.normal(guess) @ preconditioner.factor.T
+        """Particles ``(n, p, m)`` of the posterior of each row of ``x (n, d)``, by MALA.
+
+        The coordinates are those that ``energy.posterior`` reads; the rows are all complete, or
+        all of them miss entries.
+        """
+        centre, covariance = self._guess(x)
+        preconditioner = Preconditioner.from_covariance(regularised(covariance))
+        centre = (centre if guess is None else guess)[:, None].expand(-1, _N_CHAINS, -1)
+        start = centre + noise.normal(centre) @ preconditioner.factor.transpose(-1, -2)
         return explore(
             start,
             self.energy.posterior(x),
@@ -150,29 +167,64 @@ class Model:
         )
 
     def posterior(self, x: Tensor) -> Iterator[Posterior]:
-        """Posterior of each row of ``x (n, d)``, a chunk of rows at a time; deterministic."""
+        """Posterior of each row of ``x (n, d)``, a chunk of rows at a time; deterministic.
+
+        The rows are all complete, or all of them miss entries.
+        """
 
         def noise(i: int) -> Noise:
             # Streams of their own, so that no round's proposals depend on the next one's draws.
             return _SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
 
         for rows in x.split(_CHUNK):
+            particles = self.explore(rows, noise=noise(0))
+            k = self.energy.reference.n_components
             yield row_posterior(
                 self.energy.posterior,
                 rows,
-                self.explore(rows, noise=noise(0)),
-                spread=self.covariance,
+                particles,
+                spread=self._guess(rows)[1],
                 noise=noise,
+                n_heavy=k if particles.shape[-1] > k else None,
             )
 
+    @by_completeness
     def posterior_mean(self, x: Tensor) -> Tensor:
         """E[z | x], ``(n, k)``: in closed form where the energy has one."""
         if self.energy.is_gaussian:
             return self.energy.reference.linear_posterior(x)[0]
-        return torch.cat([posterior.mean for posterior in self.posterior(x)])
+        k = self.energy.reference.n_components
+        return torch.cat([posterior.mean[:, :k] for posterior in self.posterior(x)])
+
+    @by_completeness
+    def completed_mean(self, x: Tensor) -> Tensor:
+        """``x (n, d)`` with E[x_m | x_o] for what is missing."""
+        if not bool(torch.isnan(x).any()):
+            return x.clone()
+        if self.energy.is_gaussian:
+            return torch.where(
+                torch.isnan(x), self.energy.reference.mean(self.posterior_mean(x)), x
+            )
+        means = []
+        for rows, posterior in zip(x.split(_CHUNK), self.posterior(x), strict=True):
+            with torch.no_grad():
+                completed, _ = self.energy.complete(rows, posterior.draws)
+            means.append((posterior.weights[..., None] * completed).sum(1))
+        return torch.where(torch.isnan(x), torch.cat(means), x)
 
     def log_evidence(self, x: Tensor) -> Evidence:
-        """−F(x) = log ∫ exp(−E(x, z)) dz of each row, and its errors."""
+        """−F(x) = log ∫ exp(−E(x, z)) dz of each row, and its errors.
+
+        Of a row that misses entries, the integral is over these too.
+        """
+        parts = [(rows, self._log_evidence(x[rows])) for rows in apart(x)]
+        value, std = x.new_empty(len(x)), x.new_empty(len(x))
+        for rows, part in parts:
+            value[rows], std[rows] = part.value, part.std
+        squares = [(len(rows) / len(x) * part.mean_std) ** 2 for rows, part in parts]
+        return Evidence(value, std, sum(squares) ** 0.5)
+
+    def _log_evidence(self, x: Tensor) -> Evidence:
         if self.energy.is_gaussian:
             exact = self.energy.reference.linear_log_prob(x)
             return Evidence(exact, torch.zeros_like(exact), 0.0)
@@ -187,13 +239,39 @@ class Model:
         mean_std = float(shared.std() / len(shared) ** 0.5) + alone / len(x)
         return Evidence(torch.cat(values), torch.cat(errors), mean_std)
 
+    @by_completeness
     def sample_posterior(self, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Draws of z given each row, ``(n_samples, n, k)``: resampled, then moved by MALA."""
-        noise = Noise(generator)
         if self.energy.is_gaussian:
-            mean, covariance = self.energy.reference.linear_posterior(x)
-            like = mean.expand(n_samples, *mean.shape)
-            return mean + noise.normal(like) @ torch.linalg.cholesky(covariance).T
+            return self._gaussian_draws(x, n_samples, Noise(generator))
+        return self._draws(x, n_samples, Noise(generator))[
+            ..., : self.energy.reference.n_components
+        ]
+
+    @by_completeness
+    def sample_conditional(self, x: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Draws of the whole row given what is seen of it, ``(n_samples, n, d)``."""
+        noise = Noise(generator)
+        if not bool(torch.isnan(x).any()):
+            return x.expand(n_samples, *x.shape)
+        if self.energy.is_gaussian:
+            z = self._gaussian_draws(x, n_samples, noise)
+            like = x.expand(n_samples, *x.shape)
+            return torch.where(
+                torch.isnan(x), self.energy.reference.from_noise(noise.normal(like), z), like
+            )
+        u = self._draws(x, n_samples, noise).transpose(0, 1)
+        with torch.no_grad():
+            return self.energy.complete(x, u)[0].transpose(0, 1)
+
+    def _gaussian_draws(self, x: Tensor, n_samples: int, noise: Noise) -> Tensor:
+        mean, covariance = self.energy.reference.linear_posterior(x)
+        normal = noise.normal(mean.expand(n_samples, *mean.shape))
+        factor = torch.linalg.cholesky(covariance)
+        return mean + (factor @ normal[..., None])[..., 0]
+
+    def _draws(self, x: Tensor, n_samples: int, noise: Noise) -> Tensor:
+        """Draws ``(n_samples, n, m)`` of the coordinates that ``energy.posterior`` reads."""
         return torch.cat(
             [
                 self._resample(rows, posterior, n_samples, noise)
@@ -203,13 +281,13 @@ class Model:
         )
 
     def _resample(self, x: Tensor, posterior: Posterior, n: int, noise: Noise) -> Tensor:
-        """Draws ``(n, rows, k)``: weighted draws picked at random, then moved apart by MALA."""
+        """Draws ``(n, rows, m)``: weighted draws picked at random, then moved apart by MALA."""
         picks = torch.multinomial(posterior.weights, n, True, generator=noise.generator)
-        z = posterior.draws.take_along_dim(picks[..., None], 1)
+        u = posterior.draws.take_along_dim(picks[..., None], 1)
         moved = explore(
-            z,
+            u,
             self.energy.posterior(x),
-            preconditioner=Preconditioner.from_covariance(regularised(self.covariance)),
+            preconditioner=Preconditioner.from_covariance(regularised(self._guess(x)[1])),
             initial_step_size=0.3,
             n_burn=_N_BURN,
             n_keep=1,

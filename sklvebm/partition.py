@@ -278,6 +278,6 @@ def excess_tilt(energy: JointEnergy, x: Tensor, posterior: Posterior, pool: Tens
     if energy.tilt is None:
         return 0.0
     over_pool = energy.log_tilt(pool)
-    over_data = (posterior.weights * -energy.tilt(x[:, None], posterior.draws)).sum(1)
+    over_data = (posterior.weights * -energy.tilt(*energy.complete(x, posterior.draws))).sum(1)
     margin = 2 + 2 * float(over_pool.std())
     return max(0.0, float(over_data.mean()) - float(over_pool.mean()) - margin)

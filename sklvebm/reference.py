@@ -11,6 +11,8 @@ bijection with a known Jacobian, so p_0 is normalised, sampled exactly, and read
 References
 ----------
 M. E. Tipping and C. M. Bishop (1999), "Probabilistic principal component analysis", JRSS B 61(3).
+A. Ilin and T. Raiko (2010), "Practical approaches to principal component analysis in the presence
+of missing values", JMLR 11.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from .networks import MLP
 _LOG_2PI = math.log(2 * math.pi)
 # Largest change of log s(z) about its mean: a factor e³ = 20 either way.
 _LOG_SCALE_RANGE = 3.0
+# Expectation maximisation of PPCA with missing entries, in standardised units.
+_MAX_EM, _EM_TOL, _TINY_VARIANCE = 500, 1e-5, 1e-12
+_EM_CHUNK = 2**22
 
 
 class PPCA(NamedTuple):
@@ -42,16 +47,71 @@ class PPCA(NamedTuple):
 def fit_ppca(
     X: NDArray[np.floating], n_components: int, *, sample_weight=None, min_scale: float = 0.0
 ) -> PPCA:
-    r"""Closed-form maximum likelihood of x = Wz + μ + σe (Tipping & Bishop 1999, eq. 7–8).
+    r"""Maximum likelihood of x = Wz + μ + σe (Tipping & Bishop 1999, eq. 7–8).
 
     σ² is the mean discarded eigenvalue of the covariance (divided by n) and W the leading
     eigenvectors times √(λ − σ²). At most d − 1 directions carry signal, so that σ is defined;
-    surplus components get a zero column.
+    surplus components get a zero column. Where entries of ``X`` are missing (NaN), expectation
+    maximisation repeats the closed form until the likelihood of what is observed stands still.
     """
     X = np.asarray(X, dtype=np.float64)
-    loc = np.average(X, axis=0, weights=sample_weight)
-    d = X.shape[1]
-    covariance = np.atleast_2d(np.cov(X, rowvar=False, bias=True, aweights=sample_weight))
+    missing = np.isnan(X)
+    loc = np.average(np.where(missing, 0.0, X), axis=0, weights=sample_weight)
+    filled = np.where(missing, loc, X)
+    covariance = np.atleast_2d(np.cov(filled, rowvar=False, bias=True, aweights=sample_weight))
+    ppca = _principal(loc, covariance, n_components, min_scale)
+    if missing.any():
+        weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, float)
+        for _ in range(_MAX_EM):
+            before = ppca
+            ppca = _principal(*_completed_moments(X, weight, ppca), n_components, min_scale)
+            if _largest_change(before, ppca) < _EM_TOL:
+                break
+    return ppca
+
+
+def _completed_moments(X: NDArray, weight: NDArray, ppca: PPCA) -> tuple[NDArray, NDArray]:
+    """Mean and covariance of the completed rows, the expectation under ``ppca`` given what is seen.
+
+    A row adds E[x xᵀ | x_o]: that of its conditional mean, and in its missing block the conditional
+    covariance W_m M_o⁻¹ W_mᵀ + σ²I, with M_o = I + W_oᵀW_o/σ².
+    """
+    missing = np.isnan(X)
+    seen = np.where(missing, 0.0, 1.0)
+    variance = max(ppca.scale**2, _TINY_VARIANCE)
+    W = ppca.weight
+    outer = (W[:, :, None] * W[:, None]).reshape(len(W), -1)
+    k = W.shape[1]
+    M = np.eye(k) + (seen @ outer).reshape(-1, k, k) / variance
+    within = np.linalg.inv(M)
+    residual = np.where(missing, 0.0, X - ppca.loc)
+    z = np.einsum("nkl,nl->nk", within, residual @ W) / variance
+    completed = np.where(missing, z @ W.T, residual)
+    share = weight / weight.sum()
+    mean = share @ completed
+    centred = completed - mean
+    covariance = (centred * share[:, None]).T @ centred
+    covariance += np.diag(share @ (1 - seen)) * variance
+    for rows in np.array_split(np.arange(len(X)), max(1, len(X) * W.size // _EM_CHUNK)):
+        # Σ_i share_i D_i W C_i Wᵀ D_i, with D_i picking the missing features of row i.
+        hidden = (1 - seen[rows])[:, :, None] * W
+        factor = hidden @ np.linalg.cholesky(within[rows])
+        factor *= np.sqrt(share[rows])[:, None, None]
+        flat = factor.transpose(1, 0, 2).reshape(len(W), -1)
+        covariance += flat @ flat.T
+    return ppca.loc + mean, covariance
+
+
+def _largest_change(before: PPCA, after: PPCA) -> float:
+    """Largest change of an entry of mean or covariance: rotations of W do not count."""
+    covariances = [p.weight @ p.weight.T + p.scale**2 * np.eye(len(p.loc)) for p in (before, after)]
+    change = np.abs(covariances[0] - covariances[1]).max()
+    return float(max(change, np.abs(before.loc - after.loc).max()))
+
+
+def _principal(loc: NDArray, covariance: NDArray, n_components: int, min_scale: float) -> PPCA:
+    """The maximum-likelihood PPCA of rows of this mean and covariance."""
+    d = len(loc)
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
     # Deterministic signs: the largest entry of each direction is positive.
@@ -148,6 +208,21 @@ class Reference(nn.Module):
         e = tails.from_normal(noise, self.log_tail, self.skew)
         return loc + self._mix(e * log_scale.exp())
 
+    def fill(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        r"""``x (..., d)`` with its missing entries (NaN) put at noise coordinates ``y (..., d)``.
+
+        A missing feature is g(z) + s(z) t(y), which makes y ∼ N(0, 1) under p_0 where A = I,
+        whatever is observed. Returns the completed rows and Σ log \|∂x/∂y\| over what was missing.
+        """
+        missing = torch.isnan(x)
+        loc, log_scale = self.conditional(z)
+        e, log_slope = y, log_scale
+        if not self.is_linear:
+            e = tails.from_normal(y, self.log_tail, self.skew)
+            log_slope = log_scale + tails.log_slope(y, self.log_tail, self.skew)
+        completed = torch.where(missing, loc + e * log_scale.exp(), x)
+        return completed, torch.where(missing, log_slope, 0.0).sum(-1)
+
     def _mix(self, scaled: Tensor) -> Tensor:
         """A r = B⁻¹ r for ``(..., d)``."""
         if self.mixing is None:
@@ -179,25 +254,40 @@ class Reference(nn.Module):
         return -prior - tails.energy(residual, log_scale, self.log_tail, self.skew)
 
     def linear_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(n, k)`` and covariance ``(k, k)`` of z given x, for x = Wz + μ + σε.
+        """Mean ``(n, k)`` and covariance of z given x, for x = Wz + μ + σε.
 
-        M⁻¹Wᵀ(x − μ)/σ² and M⁻¹, with M = I + WᵀW/σ² (Tipping & Bishop 1999, eq. 6). Exact where
-        the reference is linear; elsewhere the networks are left out, and it is a first guess.
+        M⁻¹Wᵀ(x − μ)/σ² and M⁻¹, with M = I + WᵀW/σ² (Tipping & Bishop 1999, eq. 6), over the
+        features that are not missing (NaN). The covariance is ``(k, k)``, the same for all rows
+        where nothing is missing, else ``(n, k, k)``. Exact where the reference is linear;
+        elsewhere the networks are left out, and it is a first guess.
         """
-        variance = torch.exp(2 * self.log_scale.clamp(min=self.min_log_scale).mean())
+        variance, residual, seen = self._linear_parts(x)
         eye = torch.eye(self.n_components, dtype=x.dtype, device=x.device)
-        covariance = torch.linalg.inv(eye + self.weight.T @ self.weight / variance)
-        return (x - self.loc) @ self.weight @ covariance / variance, covariance
+        if seen is None:
+            gram = self.weight.T @ self.weight
+        else:
+            outer = (self.weight[:, :, None] * self.weight[:, None]).flatten(1)
+            gram = (seen @ outer).unflatten(1, eye.shape)
+        covariance = torch.linalg.inv(eye + gram / variance)
+        return (residual @ self.weight / variance)[:, None].matmul(covariance)[:, 0], covariance
 
     def linear_log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; μ, WWᵀ + σ²I) ``(n,)``, by way of M: no d × d matrix is inverted."""
+        """log N(x; μ, WWᵀ + σ²I) ``(n,)`` of what is not missing; no d × d matrix is inverted."""
         mean, covariance = self.linear_posterior(x)
-        variance = torch.exp(2 * self.log_scale.clamp(min=self.min_log_scale).mean())
-        residual = x - self.loc
+        variance, residual, seen = self._linear_parts(x)
+        n_seen = self.n_features if seen is None else seen.sum(-1)
         # xᵀΣ⁻¹x = xᵀ(x − W E[z|x])/σ² and log|Σ| = d log σ² + log|M|.
         square = (residual * (residual - mean @ self.weight.T)).sum(-1) / variance
-        log_det = self.n_features * variance.log() - torch.linalg.slogdet(covariance)[1]
-        return -0.5 * (square + log_det + self.n_features * _LOG_2PI)
+        log_det = n_seen * variance.log() - torch.linalg.slogdet(covariance)[1]
+        return -0.5 * (square + log_det + n_seen * _LOG_2PI)
+
+    def _linear_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """σ², x − μ with zeros where x is missing, and what is seen (None: everything)."""
+        variance = torch.exp(2 * self.log_scale.clamp(min=self.min_log_scale).mean())
+        missing = torch.isnan(x)
+        if not bool(missing.any()):
+            return variance, x - self.loc, None
+        return variance, torch.where(missing, 0.0, x - self.loc), (~missing).to(x.dtype)
 
     def split(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Joint coordinates v = (a, ε) to (x, z)."""

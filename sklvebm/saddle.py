@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
 from .proposals import Proposal
+from .rows import Rows
 
 # Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
 _MAX_GRADIENT_NORM = 10.0
@@ -80,21 +81,16 @@ class Schedule:
 
 @dataclass
 class Outcome:
-    """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool."""
+    """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool.
+
+    ``stopped`` says whether whoever is reported to asked to stop.
+    """
 
     n_iter: int = 0
     converged: bool = True
+    stopped: bool = False
     history: list[dict[str, float | int | str]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-
-
-def _batches(n: int, size: int, generator: torch.Generator, device: torch.device) -> Iterator:
-    """Endless passes over a random order of the rows."""
-    size = min(size, n)
-    while True:
-        order = torch.randperm(n, generator=generator, device=device)
-        for start in range(0, n - size + 1, size):
-            yield order[start : start + size]
 
 
 class _Snapshot:
@@ -154,8 +150,8 @@ class Saddle:
     ----------
     energy : JointEnergy
         Trained in place.
-    X : Tensor of shape (n, d)
-        Training rows, standardised.
+    rows : Rows
+        What is trained on.
     conditional : ConditionalFlow
     pool : JointPool
     schedule : Schedule
@@ -164,51 +160,58 @@ class Saddle:
         ``evaluate(energy, uses_pool) -> Evaluation`` on held-out rows. None: no early stopping,
         and the last averaged state is kept.
     report : callable
-        Receives every history row as it is made.
+        ``report(row, energy)`` receives every history row as it is made, and the averaged energy;
+        returns whether to stop training.
     """
 
     def __init__(
         self,
         energy: JointEnergy,
-        X: Tensor,
+        rows: Rows,
         conditional: ConditionalFlow,
         pool: JointPool,
         *,
         schedule: Schedule,
         generator: torch.Generator,
         evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
-        report: Callable[[dict], None],
+        report: Callable[[dict, JointEnergy], bool],
     ) -> None:
-        self.energy, self.X = energy, X
+        self.energy, self.rows = energy, rows
         self.conditional, self.pool = conditional, pool
         self.schedule, self.generator = schedule, generator
         self.evaluate, self.report = evaluate, report
         self.outcome = Outcome()
         self._data = self._visits()
-        self._members = _batches(len(pool.position), schedule.negative_size, generator, X.device)
+        members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
+        self._members = members.batches(schedule.negative_size, generator)
 
     def _visits(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows of each update and their latents, ``(b,)`` and ``(b, p, k)``."""
-        n, size = len(self.X), self.schedule.batch_size
-        for rows in _batches(n, self.schedule.n_batches * size, self.generator, self.X.device):
-            self.conditional.advance(rows, self.energy.posterior(self.X[rows]))
-            for batch in rows.split(size):
+        """The completed rows and the latents of each update, ``(b, p or 1, d)``, ``(b, p, k)``."""
+        n, size = len(self.rows), self.schedule.batch_size
+        for picks in self.rows.batches(self.schedule.n_batches * size, self.generator):
+            # A row of large weight is picked more than once, and moves once.
+            moving = picks.unique()
+            self.conditional.advance(moving, self.energy.posterior(self.rows.x[moving]))
+            for batch in picks.split(size):
                 # What is left over at the end, if less than half a batch, would be noise.
                 if 2 * len(batch) >= min(size, n):
-                    yield batch, self.conditional.draws(batch)
+                    yield self._completed(batch)
+
+    @torch.no_grad()
+    def _completed(self, picks: Tensor | slice) -> tuple[Tensor, Tensor]:
+        return self.energy.complete(self.rows.x[picks], self.conditional.draws(picks))
 
     def update(self, stage: Stage, optimizer: torch.optim.Optimizer) -> float:
         """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        rows, z = next(self._data)
-        x = self.X[rows]
+        x, z = next(self._data)
         if stage.uses_pool:
             self.pool.advance(self.energy.log_tilt, next(self._members))
             negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
-        loss = self._energy(stage, x[:, None], z).mean()
+        loss = self._energy(stage, x, z).mean()
         if stage.uses_pool:
             loss = loss - self._energy(stage, *negatives).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -226,8 +229,7 @@ class Saddle:
         Fresh reference draws alone never fall into the wells that the tilt digs at the data of many
         dimensions, however much mass these have.
         """
-        x = self.X[:_MAX_PROPOSED]
-        z = self.conditional.draws(slice(_MAX_PROPOSED))[:, 0]
+        x, z = (part[:, 0] for part in self._completed(slice(_MAX_PROPOSED)))
         v = torch.cat([z, self.energy.reference.to_noise(x, z)[0]], -1)
         self.pool.proposal = Proposal.fitted(v, self.pool.noise)
 
@@ -239,7 +241,7 @@ class Saddle:
 
     def run(self, stage: Stage) -> None:
         """Train one stage and leave the energy at its best (or last) averaged state."""
-        if stage.n_updates == 0 or not stage.parameters:
+        if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
             return
         average, optimizer = copy.deepcopy(self.energy), self._optimizer(stage)
         keeper, good = _Keeper(average, self.schedule), self._snapshot()
@@ -248,7 +250,7 @@ class Saddle:
         if stage.uses_pool:
             self._propose_from_data()
         step = last = recoveries = 0
-        while step < stage.n_updates and not keeper.is_stale:
+        while step < stage.n_updates and not (keeper.is_stale or self.outcome.stopped):
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * _cosine(step / stage.n_updates)
             gap = self.update(stage, optimizer)
@@ -278,7 +280,7 @@ class Saddle:
         if self.evaluate is not None:
             evaluation = self.evaluate(keeper.average, stage.uses_pool)
             keeper.note(evaluation.log_likelihood)
-        self._record(stage, gap, evaluation)
+        self._record(stage, gap, evaluation, keeper.average)
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         matrices = {id(p) for p in self.energy.decayed_parameters()}
@@ -315,7 +317,9 @@ class Saddle:
             stacklevel=2,
         )
 
-    def _record(self, stage: Stage, gap: float, evaluation: Evaluation | None) -> None:
+    def _record(
+        self, stage: Stage, gap: float, evaluation: Evaluation | None, average: JointEnergy
+    ) -> None:
         row: dict[str, float | int | str] = {
             "stage": stage.name,
             "n_iter": self.outcome.n_iter,
@@ -328,7 +332,7 @@ class Saddle:
             row["log_likelihood"] = evaluation.log_likelihood
             row["log_partition"] = evaluation.log_partition
         self.outcome.history.append(row)
-        self.report(row)
+        self.outcome.stopped |= bool(self.report(row, average))
 
 
 def _cosine(fraction: float) -> float:

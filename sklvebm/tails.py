@@ -15,6 +15,7 @@ Biometrika 36.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ def from_normal(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
     """e of ε, ``(..., d)``."""
     tail = log_tail.exp()
     return (torch.sinh(tail * noise + skew) - skew.sinh()) / (tail * skew.cosh())
+
+
+def log_slope(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
+    """log de/dε = log cosh(κε + γ) − log cosh γ, ``(..., d)``."""
+    q = log_tail.exp() * noise + skew
+    return _log_cosh(q) - _log_cosh(skew)
+
+
+def _log_cosh(q: Tensor) -> Tensor:
+    return q.abs() + torch.log1p(torch.exp(-2 * q.abs())) - math.log(2)
 
 
 def mean(log_tail: Tensor, skew: Tensor) -> Tensor:

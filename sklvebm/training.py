@@ -15,7 +15,7 @@ from ._arrays import draw_seed, generator_from_seed, to_numpy, to_tensor
 from .diagnostics import gap_statistics
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
-from .evidence import explore, importance, moments
+from .evidence import explore, guess_from, importance
 from .finishing import finish
 from .langevin import Noise, Preconditioner, regularised
 from .model import Model
@@ -28,6 +28,7 @@ from .particles import (
 )
 from .partition import direct_log_partition, excess_tilt
 from .reference import PPCA, fit_ppca
+from .rows import Rows
 from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
 
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
@@ -76,13 +77,13 @@ class Trainer:
     Parameters
     ----------
     X : ndarray of shape (n, d)
-        Standardised rows.
+        Distinct rows, standardised; NaN where an entry is missing.
+    weight : ndarray of shape (n,)
+        How often each row counts.
     spec : EnergySpec
     options : Options
     random_state : RandomState or int
     device : torch.device
-    report : callable
-        Receives every row of the history.
     start : Model, optional
         Continue from this model instead of PPCA.
     """
@@ -90,19 +91,20 @@ class Trainer:
     def __init__(
         self,
         X: NDArray,
+        weight: NDArray,
         spec: EnergySpec,
         options: Options,
         *,
         random_state: int | np.random.RandomState | None,
         device: torch.device,
-        report: Callable[[dict], None],
         start: Model | None = None,
     ) -> None:
-        self.spec, self.options, self.report, self.start = spec, options, report, start
+        self.spec, self.options, self.start = spec, options, start
         self.device = device
         self.generator = generator_from_seed(draw_seed(random_state), device)
         self.noise = Noise(self.generator)
-        self.X, self.held_out = self._split(X)
+        self.rows, self.held_out = self._split(X, weight)
+        self._is_complete = not np.isnan(X).any()
         self.energy = self._initial_energy()
         self.conditional = self._conditional_flow()
         self.pool = self._pool()
@@ -112,20 +114,22 @@ class Trainer:
     def _seed(self) -> int:
         return int(torch.randint(2**31, (1,), generator=self.generator, device=self.device).item())
 
-    def _split(self, X: NDArray) -> tuple[Tensor, Tensor | None]:
-        tensor = to_tensor(X, self.device, torch.float32)
+    def _split(self, X: NDArray, weight: NDArray) -> tuple[Rows, Rows | None]:
+        """What is trained on, in random order, and what is held out."""
         options, n = self.options, len(X)
+        order = torch.randperm(n, generator=self.generator, device=self.device)
+        x, w = (to_tensor(part, self.device, torch.float32)[order] for part in (X, weight))
         if not options.early_stopping or self._closed_form():
-            return tensor, None
+            return Rows.weighted(x, w), None
         # A mean over a handful of rows says little: at least 20 rows, or a quarter of the table.
         # More than a few hundred would cost more than they tell: the same rows are compared from
         # evaluation to evaluation, with the same noise.
         n_held_out = max(int(np.ceil(options.validation_fraction * n)), min(20, n // 4))
         n_held_out = min(n_held_out, _MAX_HELD_OUT)
         if n_held_out == 0 or n - n_held_out < 2:
-            return tensor, None
-        order = torch.randperm(n, generator=self.generator, device=self.device)
-        return tensor[order[n_held_out:]], tensor[order[:n_held_out]]
+            return Rows.weighted(x, w), None
+        kept, held_out = slice(n_held_out, None), slice(n_held_out)
+        return Rows.weighted(x[kept], w[kept]), Rows.weighted(x[held_out], w[held_out])
 
     def _closed_form(self) -> bool:
         """Whether PPCA's start is already the maximum-likelihood answer."""
@@ -140,10 +144,15 @@ class Trainer:
     def _initial_energy(self) -> JointEnergy:
         if self.start is not None:
             return copy.deepcopy(self.start.energy).train().requires_grad_(True)
-        d, k = self.X.shape[1], self.options.n_components
+        x = self.rows.x
+        d, k = x.shape[1], self.options.n_components
         energy = self.spec.build(d, k, generator=generator_from_seed(self._seed(), _CPU))
-        min_scale = float(np.exp(energy.reference.min_log_scale))
-        ppca = fit_ppca(to_numpy(self.X), k, min_scale=min_scale)
+        ppca = fit_ppca(
+            to_numpy(x),
+            k,
+            sample_weight=to_numpy(self.rows.weight),
+            min_scale=float(np.exp(energy.reference.min_log_scale)),
+        )
         if isinstance(self.spec, LinearEnergy) and self.spec.init == "random":
             ppca = self._random_start(d, k, ppca)
         energy.reference.set_ppca_(ppca)
@@ -155,11 +164,7 @@ class Trainer:
 
     def _conditional_flow(self) -> ConditionalFlow:
         options = self.options
-        with torch.no_grad():
-            mean, covariance = self.energy.reference.linear_posterior(self.X)
-        if self.start is not None:
-            mean = self.start.guess(self.X)
-            covariance = self.start.covariance.clone()
+        mean, covariance = self._first_guess(self.rows.x)
         if options.inference == "map":
             return PointEstimates(
                 mean, covariance, n_steps=options.n_steps, step_size=options.step_size
@@ -184,10 +189,22 @@ class Trainer:
             noise=self.noise,
         )
 
+    @torch.no_grad()
+    def _first_guess(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(n, m)`` and covariance ``(m, m)`` of what is not seen of each row."""
+        mean, covariance = self.energy.first_guess(x, complete=self._is_complete)
+        if self.start is not None:
+            k = self.options.n_components
+            mean[:, :k] = self.start.guess(
+                torch.where(torch.isnan(x), self.energy.reference.loc, x)
+            )
+            covariance[:k, :k] = self.start.covariance
+        return mean, covariance
+
     def _pool(self) -> JointPool:
         options = self.options
-        width = self.X.shape[1] + options.n_components
-        like = self.X.new_empty(1, 1).expand(options.pool_size, width)
+        width = self.rows.x.shape[1] + options.n_components
+        like = self.rows.x.new_empty(1, 1).expand(options.pool_size, width)
         return JointPool(
             self.noise.normal(like) if self.start is None else self.start.pool.clone(),
             dynamics=options.dynamics,
@@ -214,12 +231,27 @@ class Trainer:
             Stage("tilt", tilt, total - first, _TILT_RATE[self.options.dynamics], True),
         ]
 
-    def run(self) -> tuple[Model, Outcome, dict[str, float]]:
-        """Train all stages and finish the model; returns it, what training did, diagnostics."""
+    @property
+    def _evaluate_every(self) -> int:
+        return max(_MIN_BETWEEN, self.options.max_iter // _N_EVALUATIONS)
+
+    @property
+    def n_evaluations(self) -> int:
+        """The most evaluations that there can be: at the start of a stage, and during it."""
+        return sum(1 - (-stage.n_updates // self._evaluate_every) for stage in self.stages())
+
+    def run(
+        self, report: Callable[[dict, Callable[[], Model]], bool]
+    ) -> tuple[Model, Outcome, dict[str, float]]:
+        """Train all stages and finish the model; returns it, what training did, diagnostics.
+
+        ``report(row, snapshot)`` receives every row of the history, and a way to a model of that
+        moment; returns whether to stop training.
+        """
         options = self.options
         saddle = Saddle(
             self.energy,
-            self.X,
+            self.rows,
             self.conditional,
             self.pool,
             schedule=Schedule(
@@ -230,38 +262,42 @@ class Trainer:
                 negative_size=max(1, options.pool_size // _POOL_VISITS),
                 tol=options.tol,
                 n_iter_no_change=options.n_iter_no_change,
-                evaluate_every=max(_MIN_BETWEEN, options.max_iter // _N_EVALUATIONS),
+                evaluate_every=self._evaluate_every,
             ),
             generator=self.generator,
             evaluate=None if self.held_out is None else self._evaluate,
-            report=self.report,
+            report=lambda row, energy: report(row, lambda: self._snapshot(energy)),
         )
         for stage in self.stages():
             saddle.run(stage)
-        model, diagnostics = finish(
+        model, diagnostics = self._finish(self.energy, self._seed(), self.noise)
+        return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
+
+    def _finish(self, energy: JointEnergy, seed: int, noise: Noise) -> tuple[Model, dict]:
+        return finish(
             self.spec,
-            self.energy,
-            self.X,
+            energy,
+            self.rows,
             self.held_out,
             self.conditional,
             self.pool,
-            seed=self._seed(),
-            noise=self.noise,
+            seed=seed,
+            noise=noise,
         )
-        return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
+
+    def _snapshot(self, energy: JointEnergy) -> Model:
+        """A model of this moment; training goes on as if it had not been taken."""
+        noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
+        return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise)[0]
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows, by chains that go on from the last evaluation."""
-        x = self.held_out
-        assert x is not None
+        assert self.held_out is not None
+        x, k = self.held_out.x, self.options.n_components
         covariance = regularised(self.conditional.covariance)
         preconditioner = Preconditioner.from_covariance(covariance)
         if self._held_out_particles is None:
-            with torch.no_grad():
-                loc = energy.reference.linear_posterior(x)[0]
-            if self.start is not None:
-                loc = self.start.guess(x)
-            loc = loc[:, None].expand(-1, _N_CHAINS, -1)
+            loc = self._first_guess(x)[0][:, None].expand(-1, _N_CHAINS, -1)
             self._held_out_particles = loc + self.noise.normal(loc) @ preconditioner.factor.T
         kept = explore(
             self._held_out_particles,
@@ -275,8 +311,14 @@ class Trainer:
         self._held_out_particles = kept[:, -_N_CHAINS:]
         # The same draws at every evaluation: differences between evaluations are less noisy.
         fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
+        n_heavy = None if self._is_complete else k
         posterior = importance(
-            energy.posterior(x), *moments(kept), spread=covariance, sizes=(128,), noise=fixed
+            energy.posterior(x),
+            *guess_from(kept, covariance.expand(len(x), -1, -1), n_heavy),
+            spread=covariance,
+            sizes=(128,),
+            noise=fixed,
+            n_heavy=n_heavy,
         )
         value = 0.0
         if uses_pool:
@@ -286,7 +328,7 @@ class Trainer:
             )
             excess = excess_tilt(energy, x, posterior, members)
             value = log_z._replace(excess=excess).conservative
-        return Evaluation(float(posterior.log_evidence.mean()) - value, value)
+        return Evaluation(self.held_out.mean(posterior.log_evidence) - value, value)
 
 
 _CPU = torch.device("cpu")

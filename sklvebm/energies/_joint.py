@@ -2,6 +2,7 @@ r"""The joint energy E_θ(x, z) = −log p_0(x, z) + f_θ(x, z) as a torch modul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from ..langevin import LogDensity
 from ..networks import MLP
 from ..reference import Reference
 
+_LOG_2PI = math.log(2 * math.pi)
 # Standard deviation of the frequencies times √(d + k): 2.25 radians a standard deviation for two
 # features and two latents.
 _FREQUENCY_SCALE = 4.5
@@ -119,9 +121,49 @@ class JointEnergy(nn.Module):
         return -self.tilt(*self.reference.split(v))
 
     def posterior(self, x: Tensor) -> LogDensity:
-        """log p(x, z) + const as a function of ``z (n, p, k)``, for rows ``x (n, d)``."""
+        r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
+
+        A function of ``u (n, p, k)``, the latents z; or of ``u (n, p, k + d)``, for rows that miss
+        entries (NaN): z and a noise coordinate y for each feature, by which the reference places
+        the missing ones. Those of observed features are idle, N(0, 1) and independent of all, so
+        that every row has as many coordinates and ∫ exp(·) du = ∫ exp(−E) dz dx_m.
+        """
         rows = x[:, None]
-        return lambda z: -self(rows, z)
+        observed = ~torch.isnan(rows)
+
+        def log_density(u: Tensor) -> Tensor:
+            if u.shape[-1] == self.reference.n_components:
+                return -self(rows, u)
+            z, y = self._parts(u)
+            completed, log_det = self.reference.fill(rows, z, y)
+            idle = torch.where(observed, -0.5 * (y.square() + _LOG_2PI), 0.0).sum(-1)
+            return log_det + idle - self(completed, z)
+
+        return log_density
+
+    def complete(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and latents ``(n, p or 1, d)``, ``(n, p, k)`` from what :meth:`posterior` reads."""
+        if u.shape[-1] == self.reference.n_components:
+            return x[:, None], u
+        z, y = self._parts(u)
+        return self.reference.fill(x[:, None], z, y)[0], z
+
+    def _parts(self, u: Tensor) -> tuple[Tensor, ...]:
+        return u.split([self.reference.n_components, self.reference.n_features], dim=-1)
+
+    @torch.no_grad()
+    def first_guess(self, x: Tensor, *, complete: bool) -> tuple[Tensor, Tensor]:
+        """Mean ``(n, m)`` and a typical covariance ``(m, m)`` of the coordinates of each row.
+
+        The reference's linear posterior; the coordinates of features are N(0, 1). ``complete``
+        says whether there are none (m = k), or m = k + d.
+        """
+        mean, covariance = self.reference.linear_posterior(x)
+        covariance = covariance.reshape(-1, *covariance.shape[-2:]).mean(0)
+        if complete:
+            return mean, covariance
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        return torch.cat([mean, torch.zeros_like(x)], -1), torch.block_diag(covariance, eye)
 
     def reference_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of p_0 that are learned; none where it is frozen."""

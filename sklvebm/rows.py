@@ -1,0 +1,77 @@
+"""A table as a weighted set of distinct rows: what is trained on, and how it is visited.
+
+A row that occurs w times and a row of weight w are the same thing here, to the bit, and the order
+of the rows says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def distinct_rows(X: NDArray, sample_weight: NDArray | None = None) -> tuple[NDArray, NDArray]:
+    """The distinct rows of ``X (n, d)`` in an order of their own, and the weight of each.
+
+    Rows of weight zero are left out; rows that share their missing entries (NaN) can be equal.
+    """
+    weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    X, weight = X[weight > 0], weight[weight > 0]
+    # Compared byte by byte: one spelling of zero, and of NaN.
+    canonical = np.ascontiguousarray(np.where(np.isnan(X), np.nan, X) + 0.0, dtype=X.dtype)
+    raw = canonical.view(np.dtype((np.void, canonical.itemsize * X.shape[1])))[:, 0]
+    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
+    return X[first], np.bincount(inverse, weights=weight)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``x (n, d)``, standardised, NaN where missing, and their ``weight (n,)`` of mean one."""
+
+    x: Tensor
+    weight: Tensor
+
+    @classmethod
+    def weighted(cls, x: Tensor, weight: Tensor) -> Rows:
+        """Rows with weights of any scale."""
+        return cls(x, weight / weight.mean())
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, picks: Tensor) -> Rows:
+        return Rows.weighted(self.x[picks], self.weight[picks])
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not bool(torch.isnan(self.x).any())
+
+    def mean(self, values: Tensor) -> float:
+        """Weighted mean of a value a row."""
+        return float((self.weight * values).mean())
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """n picks in random order, each row as often as its weight says: systematic resampling.
+
+        Rows of equal weight are picked once each.
+        """
+        order = torch.randperm(len(self), generator=generator, device=self.x.device)
+        ends = self.weight[order].double().cumsum(0)
+        start = torch.rand(1, generator=generator, device=self.x.device, dtype=torch.float64)
+        points = (torch.arange(len(self), device=self.x.device) + start) * (ends[-1] / len(self))
+        picks = order[torch.searchsorted(ends, points).clamp(max=len(self) - 1)]
+        return picks[torch.randperm(len(self), generator=generator, device=self.x.device)]
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless passes over the rows, ``size`` at a time; what is left over is left out."""
+        size = min(size, len(self))
+        while True:
+            order = self.order(generator)
+            for start in range(0, len(self) - size + 1, size):
+                yield order[start : start + size]
