@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "LVEBMEstimator": "estimator",
+    "LVEBMOutlierDetector": "outliers",
     "CustomEnergy": "energies",
     "FreeEnergy": "energies",
     "LinearEnergy": "energies",

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .model import Model
-
 
 class NoContext:
     """A callback context that nobody listens to."""
@@ -71,14 +69,14 @@ class Reporter:
         X: NDArray,
         *,
         verbose: int,
-        attributes: Callable[[Model], dict[str, Any]],
+        attributes: Callable[[Any], dict[str, Any]],
     ) -> None:
         self.estimator, self.context, self.X = estimator, context, X
         self.verbose, self.attributes = verbose, attributes
         self._last: dict[str, Any] = {}
         self._started = time.perf_counter()
 
-    def __call__(self, row: dict[str, Any], snapshot: Callable[[], Model]) -> bool:
+    def __call__(self, row: dict[str, Any], snapshot: Callable[[], Any]) -> bool:
         """Report a row of the history; returns whether a callback asks to stop.
 
         ``snapshot()`` finishes the state of this moment to a model that answers: it is only taken

@@ -335,7 +335,9 @@ class LVEBMEstimator(
                 early_stopping=False,
             )
             self.n_iter_ += n_before
-            self.history_ = history + self.history_
+            self.history_ = history + [
+                row | {"n_iter": row["n_iter"] + n_before} for row in self.history_
+            ]
         return self
 
     @contextmanager
@@ -554,7 +556,11 @@ class LVEBMEstimator(
         return to_numpy(model.posterior_mean(x))
 
     def inverse_transform(self, Z):
-        """Mean of the observation given its latents, E[x | z].
+        """Rows back from what :meth:`transform` says of them, by least squares.
+
+        The mean of x over rows whose posterior mean is Z, E[x | E[z | x] = Z]. For the mean of x
+        given latents as such, E[x | z = Z], see :meth:`decode`. The first call learns the map from
+        draws of the model, which takes as long as transforming some hundreds of rows.
 
         Parameters
         ----------
@@ -565,12 +571,29 @@ class LVEBMEstimator(
         X : ndarray of shape (n_samples, n_features)
             In the user's units.
         """
+        return self._observations(Z, "reconstruction")
+
+    def decode(self, Z):
+        """Mean of the observation given its latents, E[x | z].
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latents, draws of the prior N(0, I) or of :meth:`sample_posterior` for instance.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            In the user's units.
+        """
+        return self._observations(Z, "decoded")
+
+    def _observations(self, Z: Any, answer: str) -> NDArray:
         check_is_fitted(self)
         from ._arrays import to_numpy, to_tensor
 
         Z = self._latents(Z)
-        z = to_tensor(Z, self._model.device)
-        X = to_numpy(self._model.cast(z.dtype).conditional_mean(z))
+        X = to_numpy(getattr(self._model, answer)(to_tensor(Z, self._model.device)))
         return self._to_user_units(X).astype(Z.dtype)
 
     def sample(self, n_samples=1, random_state=None):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from sklearn.base import RegressorMixin
 from torch import Tensor
 
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
@@ -30,6 +31,7 @@ from .langevin import (
 )
 from .particles import ACCEPTANCE, JointPool
 from .partition import LogPartition
+from .reconstruction import fit_remainder
 
 # Rows answered at once: bounds memory, and does not change the answers.
 _CHUNK = 64
@@ -39,6 +41,8 @@ _N_POOL_MOVES = 25
 _STREAM = 15485863
 _N_CONDITIONAL = 512
 _MIN_ESS = 32.0
+# Draws of the model that its reconstructions are learned from.
+_N_RECONSTRUCTED = 512
 
 
 class _SharedRows(Noise):
@@ -106,6 +110,7 @@ class Model:
     log_partition: LogPartition
     seed: int
     _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
+    _remainder: RegressorMixin | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -316,6 +321,26 @@ class Model:
             v = pool.position
         with torch.no_grad():
             return self.energy.reference.split(v)
+
+    def reconstruction(self, t: Tensor) -> Tensor:
+        """E[x | E[z | x] = t], ``(n, d)``, for ``t (n, k)``: see :mod:`sklvebm.reconstruction`."""
+        if self.energy.is_gaussian:
+            return self.cast(t.dtype).energy.reference.linear_reconstruction(t)
+        if self._remainder is None:
+            self._remainder = self._fit_remainder()
+        decoded = self.decoded(t)
+        return decoded + torch.as_tensor(self._remainder.predict(to_numpy(t))).to(decoded)
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """E[x | z], ``(n, d)``, in the precision of ``z (n, k)``."""
+        return self.cast(z.dtype).conditional_mean(z)
+
+    def _fit_remainder(self) -> RegressorMixin:
+        noise = generator_from_seed(self.seed, self.device)
+        x, _ = self.sample(_N_RECONSTRUCTED, noise)
+        t = self.posterior_mean(x)
+        parts = (to_numpy(part).astype(float) for part in (t, x - self.conditional_mean(t)))
+        return fit_remainder(*parts, seed=self.seed % 2**31)
 
     @torch.no_grad()
     def conditional_mean(self, z: Tensor) -> Tensor:

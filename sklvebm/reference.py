@@ -271,6 +271,13 @@ class Reference(nn.Module):
         covariance = torch.linalg.inv(eye + gram / variance)
         return (residual @ self.weight / variance)[:, None].matmul(covariance)[:, 0], covariance
 
+    def linear_reconstruction(self, t: Tensor) -> Tensor:
+        """W(WᵀW)⁺(σ²I + WᵀW)t + μ, ``(n, d)``: x from its posterior mean, by least squares."""
+        variance = torch.exp(2 * self.log_scale.clamp(min=self.min_log_scale).mean())
+        # (WᵀW)⁺(σ²I + WᵀW) t = t + σ²(WᵀW)⁺t, but for components that are not used.
+        back = torch.linalg.pinv(self.weight).T
+        return t @ (self.weight + variance * back).T + self.loc
+
     def linear_log_prob(self, x: Tensor) -> Tensor:
         """log N(x; μ, WWᵀ + σ²I) ``(n,)`` of what is not missing; no d × d matrix is inverted."""
         mean, covariance = self.linear_posterior(x)

@@ -272,7 +272,7 @@ class Saddle:
                 if stage.uses_pool:
                     self._propose_from_data()
         self.energy.load_state_dict(keeper.state)
-        self.outcome.converged &= keeper.is_settled
+        self.outcome.converged &= keeper.is_settled and not self.outcome.stopped
 
     def _assess(self, stage: Stage, keeper: _Keeper, gap: float) -> None:
         """Evaluate the average, where there are held-out rows, and enter it into the history."""

@@ -14,7 +14,7 @@ callback = pytest.importorskip("sklearn.callback")
 
 
 def quick(**params):
-    defaults = {"n_components": 2, "max_iter": 40, "pool_size": 128, "random_state": 0}
+    defaults = {"n_components": 2, "max_iter": 20, "pool_size": 128, "random_state": 0}
     return LVEBMEstimator(**defaults | params)
 
 
@@ -83,11 +83,11 @@ def test_callbacks_do_not_change_the_fit(X):
     assert np.isfinite(scorer.scores).all()
 
 
-@pytest.mark.parametrize("stop_at", [2, 8])
+@pytest.mark.parametrize("stop_at", [2, 4])
 def test_a_callback_stops_training(X, stop_at):
     model = quick().set_callbacks(Recorder(stop_at)).fit(X)
     assert len(model.history_) == stop_at
-    assert model.n_iter_ < 40
+    assert model.n_iter_ < 20
     assert not model.converged_
     assert np.isfinite(model.score(X))
 

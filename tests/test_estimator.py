@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris, load_wine
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -92,6 +93,28 @@ class TestAnswers:
     def test_inverse_transform_reconstructs(self, fitted, X):
         error = np.square(fitted.inverse_transform(fitted.transform(X)) - X).sum(0)
         assert (error < np.square(X - X.mean(0)).sum(0)).all()
+
+    def test_linear_reconstruction_is_that_of_pca(self, X):
+        """Tipping and Bishop (1999), section 3.3: the least-squares one, not the shrunken W t."""
+        model = quick(energy="linear", n_components=2).fit(X)
+        scaled = StandardScaler().fit(X)
+        rows = scaled.transform(X)
+        pca = PCA(2).fit(rows)
+        expected = scaled.inverse_transform(pca.inverse_transform(pca.transform(rows)))
+        found = model.inverse_transform(model.transform(X))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.square(found - X).sum() < np.square(model.decode(model.transform(X)) - X).sum()
+
+    def test_reconstruction_undoes_the_shrinkage(self, rng):
+        """Nearly round data: posterior means hardly vary, and E[x | z = mean] says next to nothing.
+
+        Half of the variance can be had back from one coordinate of two.
+        """
+        X = rng.multivariate_normal(np.zeros(2), [[1.0, 0.1], [0.1, 1.0]], 400)
+        model = quick(n_components=1, max_iter=100).fit(X)
+        Z = model.transform(X)
+        shrunken = np.square(model.decode(Z) - X).mean()
+        assert np.square(model.inverse_transform(Z) - X).mean() < 0.7 * shrunken
 
     def test_samples_are_fresh_and_seeded(self, fitted):
         assert not np.array_equal(fitted.sample(5), fitted.sample(5))

@@ -21,6 +21,7 @@ LAYERS = [
         "report",
         "datasets",
         "rows",
+        "reconstruction",
     },
     {"reference", "annealing", "proposals", "completion"},
     {"energies"},
@@ -31,6 +32,7 @@ LAYERS = [
     {"finishing"},
     {"training"},
     {"estimator"},
+    {"outliers", "displays"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 

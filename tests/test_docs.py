@@ -1,0 +1,110 @@
+"""The site: links lead somewhere, the reference is whole, every "yes" is shown by a test."""
+
+import ast
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import sklvebm
+import sklvebm.datasets
+import sklvebm.energies
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    page
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]
+    if not {"_build", "auto_gallery", "generated"} & set(page.parts)
+)
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"(?ms)^(```+|~~~+).*?^\1$", "", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page can be linked by."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
+
+
+def source_of(target: Path) -> Path:
+    """The file that the site makes ``target`` from."""
+    example = re.fullmatch(r"(plot_\w+)\.rst", target.name)
+    return DOCS / "gallery" / f"{example[1]}.py" if example else target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages(page):
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = source_of((page.parent / path).resolve()) if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{page.name} links to {target}"
+
+
+def modules():
+    """Public modules; a checkout may lack the optional ones."""
+    names = ["", ".energies", ".datasets", ".displays"]
+    return [n for n in (f"sklvebm{name}" for name in names) if importlib.util.find_spec(n)]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_public_name_is_in_the_reference(module):
+    listed = set()
+    for page in (DOCS / "api").glob("*.rst"):
+        listed |= set(re.findall(r"(?m)^   ([\w.]+)$", page.read_text()))
+    names = {name.rpartition(".")[2] for name in listed}
+    public = set(importlib.import_module(module).__all__) - {"__version__"}
+    assert public <= names, sorted(public - names)
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and methods of a file, as ``Class.method``."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)}
+    return found
+
+
+def test_every_yes_is_shown():
+    """Our column of the features: a "yes" is a link to a test that exists."""
+    text = (DOCS / "features.md").read_text()
+    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")]
+    cells = [cell for cell in rows if cell.startswith(("yes", "[yes]"))]
+    assert cells, "no features"
+    sections = {
+        title.lower().replace(" ", "-"): body
+        for title, body in re.findall(r"(?ms)^### (.+?)\n(.*?)(?=^### |\Z)", text)
+    }
+    shown = r"\{literalinclude\} (\S+)\n:pyobject: (\S+)"
+    for cell in cells:
+        link = re.fullmatch(r"\[yes\]\(#([\w-]+)\)", cell)
+        assert link, f"{cell!r} links to nothing"
+        tests = re.findall(shown, sections[link[1]])
+        assert tests, f"{link[1]} shows no test"
+        for path, name in tests:
+            assert name in defined(DOCS / path), f"{link[1]}: {name} is not in {path}"
+
+
+def test_the_changelog_has_this_version():
+    assert f"## {sklvebm.__version__}" in (DOCS / "changelog.md").read_text()
+
+
+@pytest.mark.parametrize("example", sorted((DOCS / "gallery").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_are_whole(example):
+    """A title with its line, and Python that parses."""
+    lines = ast.get_docstring(ast.parse(example.read_text())).splitlines()
+    assert len(lines) > 2
+    assert lines[1] == "=" * len(lines[0])
