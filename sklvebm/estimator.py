@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -324,7 +325,8 @@ class LVEBMEstimator(
             )
             if first:
                 self._start_anew(X, weight)
-            n_updates = -(-len(X) // int(check_scalar(self.batch_size, "batch_size", Integral)))
+            batch_size = check_scalar(self.batch_size, "batch_size", Integral)
+            n_updates = max(1, math.ceil(_count(weight) / batch_size))
             n_before, history = (0, []) if first else (self.n_iter_, self.history_)
             self.n_samples_seen_ = _count(weight) + (0 if first else self.n_samples_seen_)
             self._train(

@@ -16,17 +16,18 @@ from torch import Tensor
 
 
 def distinct_rows(X: NDArray, sample_weight: NDArray | None = None) -> tuple[NDArray, NDArray]:
-    """The distinct rows of ``X (n, d)`` in an order of their own, and the weight of each.
+    """The distinct rows of ``X (n, d)``, sorted, and the weight of each.
 
-    Rows of weight zero are left out; rows that share their missing entries (NaN) can be equal.
+    Rows of weight zero are left out; rows that share their missing entries (NaN) can be equal. The
+    order is the same in any units.
     """
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     X, weight = X[weight > 0], weight[weight > 0]
-    # Compared byte by byte: one spelling of zero, and of NaN.
-    canonical = np.ascontiguousarray(np.where(np.isnan(X), np.nan, X) + 0.0, dtype=X.dtype)
-    raw = canonical.view(np.dtype((np.void, canonical.itemsize * X.shape[1])))[:, 0]
-    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
-    return X[first], np.bincount(inverse, weights=weight)
+    order = np.lexsort(X.T[::-1])
+    X, weight = X[order], weight[order]
+    differs = (X[1:] != X[:-1]) & ~(np.isnan(X[1:]) & np.isnan(X[:-1]))
+    first = np.flatnonzero(np.r_[True, differs.any(1)])
+    return X[first], np.add.reduceat(weight, first)
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class TestParameters:
         assert hasty.n_iter_ < 100
 
     def test_verbose_prints_a_line_an_evaluation(self, X, capsys):
-        model = quick(verbose=1).fit(X)
+        model = quick(verbose=2).fit(X)
         assert len(capsys.readouterr().out.splitlines()) == len(model.history_)
 
     def test_default_components(self):

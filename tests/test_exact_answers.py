@@ -278,7 +278,7 @@ def test_the_linear_energy_answers_in_closed_form(rng, seed):
     mean, covariance = oracles.linear_posterior(x, weight, bias, sigma)
     Z_ = model.transform(X)
     np.testing.assert_allclose(Z_ @ Z_.T, mean @ mean.T, atol=1e-3)
-    back = model.inverse_transform(Z_)
+    back = model.decode(Z_)
     np.testing.assert_allclose(back, X.mean(0) + scale * (mean @ weight.T), atol=1e-3 * 40)
     draws = model.sample_posterior(X[:3], 64 * 50) - Z_[:3]
     squares = (draws**2).sum(-1).reshape(64, 50, 3).mean(1)

@@ -118,15 +118,15 @@ for i, model in enumerate((
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_non_finite(self, X, bad):
+    @pytest.mark.parametrize("bad", [np.inf, -np.inf])
+    def test_infinite(self, X, bad):
         broken = X.copy()
         broken[3, 1] = bad
-        with pytest.raises(ValueError, match=r"NaN|infinity"):
+        with pytest.raises(ValueError, match="infinity"):
             quick().fit(broken)
         model = quick().fit(X)
         for method in ("transform", "score_samples", "sample_posterior", "free_energy"):
-            with pytest.raises(ValueError, match=r"NaN|infinity"):
+            with pytest.raises(ValueError, match="infinity"):
                 getattr(model, method)(broken)
 
     @pytest.mark.parametrize(
