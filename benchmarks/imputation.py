@@ -58,7 +58,7 @@ def measure(name, seed):
     return found
 
 
-def table_of(results):
+def table_of(results, note):
     """Markdown: means over the seeds ± their standard errors."""
     names = ("sklvebm", *PEERS)
     lines = [
@@ -69,13 +69,16 @@ def table_of(results):
 
         def cell(key, seeds=seeds):
             values = np.array([found[key] for found in seeds.values()])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            return f"{values.mean():.3f} ± {error:.3f}"
+            if len(values) == 1:
+                return f"{values[0]:.3f}"
+            return f"{values.mean():.3f} ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}"
 
         seconds = [np.mean([f[key] for f in seeds.values()]) for key in ("fit_seconds", "seconds")]
         cells = [cell(name) for name in names] + [cell("coverage")]
         cells.append(f"{seconds[0]:.0f}, {seconds[1]:.0f}")
         lines.append(f"| {table} | " + " | ".join(cells) + " |")
+    n_seeds = sorted({len(seeds) for seeds in results.values()})
+    lines += ["", f"Seeds a table: {', '.join(map(str, n_seeds))}. {note}".rstrip()]
     return "\n".join(lines)
 
 
@@ -83,11 +86,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", nargs="+", default=TABLE_NAMES, choices=TABLE_NAMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(N_SEEDS)))
+    parser.add_argument("--note", help="a line below the table")
     parser.add_argument("--redraw", action="store_true", help="write the page from the results")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     path = ROOT / "benchmarks" / "results" / "imputation.json"
     content = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    if arguments.note is not None:
+        content["note"] = arguments.note
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     if not arguments.redraw:
         for seed in arguments.seeds:
             for name in arguments.tables:
@@ -95,7 +102,7 @@ def main():
                 print(name, seed, content["results"][name][str(seed)], flush=True)
                 content["machine"] = machine()
                 path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    table = table_of(content["results"])
+    table = table_of(content["results"], content.get("note", ""))
     print(table)
     insert(ROOT / "docs" / "missing.md", "imputation", table)
 

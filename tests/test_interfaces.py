@@ -1,0 +1,76 @@
+"""What other libraries see: safe files, frames, the HTML of a notebook, the docstrings."""
+
+import io
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.utils import estimator_html_repr
+
+from sklvebm import LVEBMEstimator, LVEBMOutlierDetector
+
+
+@pytest.fixture(scope="module")
+def X():
+    return load_iris().data
+
+
+@pytest.fixture(scope="module")
+def model(X):
+    return LVEBMEstimator(2, max_iter=20, pool_size=128, random_state=0).fit(X)
+
+
+def test_skops_trusts_our_classes_alone(model, X):
+    sio = pytest.importorskip("skops.io")
+    blob = sio.dumps(model)
+    foreign = sio.get_untrusted_types(data=blob)
+    assert foreign
+    assert all(name.startswith("sklvebm.") for name in foreign)
+    loaded = sio.loads(blob, trusted=foreign)
+    np.testing.assert_array_equal(loaded.score_samples(X[:9]), model.score_samples(X[:9]))
+    np.testing.assert_array_equal(loaded.sample(3), sio.loads(blob, trusted=foreign).sample(3))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_out(model, X, library):
+    frames = pytest.importorskip(library)
+    again = LVEBMEstimator(2, energy="linear").fit(X).set_output(transform=library)
+    Z = again.transform(X[:5])
+    assert isinstance(Z, frames.DataFrame)
+    assert (
+        list(Z.columns)
+        == list(again.get_feature_names_out())
+        == [
+            "lvebmestimator0",
+            "lvebmestimator1",
+        ]
+    )
+
+
+def test_html_shows_what_was_fitted(model):
+    text = estimator_html_repr(model)
+    assert "LVEBMEstimator" in text
+    assert "log_partition_" in text
+
+
+@pytest.mark.parametrize("cls", [LVEBMEstimator, LVEBMOutlierDetector])
+def test_docstrings_describe_every_parameter(cls):
+    validate = pytest.importorskip("numpydoc.validate")
+    names = [cls.__name__] + [
+        f"{cls.__name__}.{name}"
+        for name, value in vars(cls).items()
+        if callable(value) and not name.startswith("_")
+    ]
+    # Parameters missing, unknown, in another order, or without a type; a section without a body.
+    for name in names:
+        errors = validate.validate(f"{cls.__module__}.{name}")["errors"]
+        wrong = [e for e in errors if e[0] in {"PR01", "PR02", "PR03", "RT01", "GL08", "SS01"}]
+        assert not wrong, (name, wrong)
+
+
+def test_pickles_fit_in_memory(model):
+    joblib = pytest.importorskip("joblib")
+    buffer = io.BytesIO()
+    joblib.dump(model, buffer)
+    buffer.seek(0)
+    assert joblib.load(buffer).log_partition_ == model.log_partition_
