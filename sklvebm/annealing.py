@@ -34,6 +34,7 @@ from .langevin import (
     gaussian_step,
     independence_step,
     init,
+    tempered,
 )
 
 # Optimal for MALA in high dimensions (Roberts and Rosenthal 1998), rounded up for low ones.
@@ -141,21 +142,17 @@ def _move(
 
     The order matters: the reversal of a composition of reversible kernels composes them backward.
     """
-
-    def tempered(v: Tensor) -> Tensor:
-        return beta * log_tilt(v)
+    warm = tempered(log_tilt, beta)
 
     def swept(position: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         fresh = noise.normal(position).expand_as(position)
         with torch.no_grad():
-            return independence_step(position, value, fresh, tempered(fresh), noise=noise)[:2]
+            return independence_step(position, value, fresh, warm(fresh), noise=noise)[:2]
 
     position, value = state.position, beta * state.log_density
     if forward:
         position, value = swept(position, value)
-    local, info = gaussian_step(
-        init(position, tempered), tempered, step_size=step_size, noise=noise
-    )
+    local, info = gaussian_step(init(position, warm), warm, step_size=step_size, noise=noise)
     position, value = local.position, local.log_density
     if not forward:
         position, value = swept(position, value)

@@ -27,6 +27,58 @@ LogDensity = Callable[[Tensor], Tensor]
 """Maps positions ``(..., m)`` to log-densities ``(...)``, up to a constant, in nats."""
 
 
+class Differentiated:
+    """A log-density that knows its gradient, which spares the kernels autograd.
+
+    Parameters
+    ----------
+    value : callable
+        Positions ``(..., m)`` to log-densities ``(...)``.
+    value_and_gradient : callable
+        Positions to log-densities and their gradients ``(..., m)``.
+    """
+
+    def __init__(
+        self, value: LogDensity, value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        self.value, self.value_and_gradient = value, value_and_gradient
+
+    def __call__(self, position: Tensor) -> Tensor:
+        return self.value(position)
+
+
+def value_and_gradient(log_density: LogDensity, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-densities ``(...)`` and gradients ``(..., m)``: by autograd where they are not known."""
+    if isinstance(log_density, Differentiated):
+        with torch.no_grad():
+            return log_density.value_and_gradient(position)
+    with torch.enable_grad():
+        leaf = position.detach().requires_grad_(True)
+        value = log_density(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient.detach()
+
+
+def tempered(log_density: LogDensity, beta: float) -> Differentiated:
+    """β times ``log_density``."""
+
+    def both(position: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = value_and_gradient(log_density, position)
+        return beta * value, beta * gradient
+
+    return Differentiated(lambda position: beta * log_density(position), both)
+
+
+def times_normal(log_tilt: LogDensity) -> Differentiated:
+    """ℓ(v) − ½‖v‖²: the law N(v; 0, I) e^ℓ, up to a constant."""
+
+    def both(v: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = value_and_gradient(log_tilt, v)
+        return value - 0.5 * v.square().sum(-1), gradient - v
+
+    return Differentiated(lambda v: log_tilt(v) - 0.5 * v.square().sum(-1), both)
+
+
 class Noise:
     """The only source of randomness of a kernel.
 
@@ -105,11 +157,7 @@ def regularised(covariance: Tensor) -> Tensor:
 
 def init(position: Tensor, log_density: LogDensity) -> State:
     """Evaluate the log-density and its gradient at ``position``."""
-    with torch.enable_grad():
-        leaf = position.detach().requires_grad_(True)
-        value = log_density(leaf)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return State(leaf.detach(), value.detach(), gradient.detach())
+    return State(position.detach(), *value_and_gradient(log_density, position.detach()))
 
 
 def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:

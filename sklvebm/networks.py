@@ -7,7 +7,8 @@ filled from the ``generator`` it is given, so that building a model never touche
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +65,41 @@ class MLP(nn.Module):
         for parameter in self.rest[-1].parameters():
             nn.init.zeros_(parameter)
 
+    @staticmethod
+    def _linear(layers: nn.ModuleList) -> list[nn.Linear]:
+        return cast(list[nn.Linear], list(layers))
+
+    def enter(self, *inputs: Tensor, start: int = 0) -> Tensor:
+        """What the first hidden layer receives from ``inputs``, each ``(..., n_i)``.
+
+        ``start`` is the first of them, where it is not all.
+        """
+        blocks = self._linear(self.first)[start : start + len(inputs)]
+        received = [block(value) for block, value in zip(blocks, inputs, strict=True)]
+        return sum(received[1:], start=received[0])
+
+    def leave(self, gradient: Tensor, i: int) -> Tensor:
+        """The gradient by input i ``(..., n_i)``, from that by what the first layer receives."""
+        return gradient @ self._linear(self.first)[i].weight
+
+    def vjp(self, received: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The output for what the first hidden layer receives, and the way back.
+
+        That takes a gradient by the output ``(..., n_output)`` to one by ``received``: a
+        vector–Jacobian product without autograd's records.
+        """
+        before, layers = [], self._linear(self.rest)
+        for layer in layers:
+            before.append(received)
+            received = layer(nn.functional.silu(received))
+
+        def pull(gradient: Tensor) -> Tensor:
+            for layer, at in zip(reversed(layers), reversed(before), strict=True):
+                gradient = torch.ops.aten.silu_backward(gradient @ layer.weight, at)
+            return gradient
+
+        return received, pull
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Evaluate at ``inputs``, each ``(..., n_i)``; returns ``(..., n_output)``."""
-        h = self.first[0](inputs[0])
-        for block, value in zip(list(self.first)[1:], inputs[1:], strict=True):
-            h = h + block(value)
-        for layer in self.rest:
-            h = layer(nn.functional.silu(h))
-        return h
+        return self.vjp(self.enter(*inputs))[0]

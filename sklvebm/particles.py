@@ -22,6 +22,7 @@ from .langevin import (
     init,
     langevin_step,
     regularised,
+    times_normal,
 )
 from .proposals import Proposal
 
@@ -262,9 +263,7 @@ class JointPool:
         return state.position
 
     def _plain(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
-        def log_density(u: Tensor) -> Tensor:
-            return log_tilt(u) - 0.5 * u.square().sum(-1)
-
+        log_density = times_normal(log_tilt)
         state = init(v, log_density)
         for _ in range(self.n_steps):
             state, info = langevin_step(

@@ -18,6 +18,7 @@ of missing values", JMLR 11.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,10 @@ _LOG_SCALE_RANGE = 3.0
 # Expectation maximisation of PPCA with missing entries, in standardised units.
 _MAX_EM, _EM_TOL, _TINY_VARIANCE = 500, 1e-5, 1e-12
 _EM_CHUNK = 2**22
+
+
+Pull = Callable[[Tensor, Tensor], Tensor]
+"""The way back from gradients by two results to one by what they came from."""
 
 
 class PPCA(NamedTuple):
@@ -175,19 +180,38 @@ class Reference(nn.Module):
 
     def conditional(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Location g(z) and log s(z), each broadcastable to ``(..., d)``."""
+        return self._conditional_vjp(z)[:2]
+
+    def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        """:meth:`conditional`, and the way back from gradients by both to one by z."""
         loc = z @ self.weight.T + self.loc
         if self.is_linear:
-            return loc, self.log_scale.clamp(min=self.min_log_scale)
-        shift, change = self.net(z).split(self.n_features, dim=-1)
-        log_scale = self.log_scale + _LOG_SCALE_RANGE * torch.tanh(change / _LOG_SCALE_RANGE)
-        return loc + shift, log_scale.clamp(min=self.min_log_scale)
+            log_scale = self.log_scale.clamp(min=self.min_log_scale)
+            return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
+        output, pull_net = self.net.vjp(self.net.enter(z))
+        shift, change = output.split(self.n_features, dim=-1)
+        bend = torch.tanh(change / _LOG_SCALE_RANGE)
+        log_scale = self.log_scale + _LOG_SCALE_RANGE * bend
+
+        def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
+            free = torch.where(log_scale > self.min_log_scale, by_log_scale, 0.0)
+            by_change = torch.ops.aten.tanh_backward(free, bend)
+            by_received = pull_net(torch.cat([by_loc, by_change], -1))
+            return by_loc @ self.weight + self.net.leave(by_received, 0)
+
+        return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
+
+    def _unmixing(self) -> Tensor | None:
+        r"""B = A⁻¹, unit lower times unit upper triangular: \|det B\| = 1, I at the start."""
+        if self.mixing is None:
+            return None
+        eye = torch.eye(self.n_features, dtype=self.mixing.dtype, device=self.mixing.device)
+        return (eye + self.mixing.tril(-1)) @ (eye + self.mixing.triu(1))
 
     def _unmix(self, residual: Tensor) -> Tensor:
-        """B r with B = A⁻¹ unit lower times unit upper triangular: |det B| = 1, I at the start."""
-        if self.mixing is None:
-            return residual
-        eye = torch.eye(self.n_features, dtype=residual.dtype, device=residual.device)
-        return residual @ ((eye + self.mixing.tril(-1)) @ (eye + self.mixing.triu(1))).T
+        """B r for ``(..., d)``."""
+        unmixing = self._unmixing()
+        return residual if unmixing is None else residual @ unmixing.T
 
     def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""ε of (x, z) and log\|∂ε/∂x\|: shapes ``(..., d)`` and ``(...)``."""
@@ -223,14 +247,19 @@ class Reference(nn.Module):
         completed = torch.where(missing, loc + e * log_scale.exp(), x)
         return completed, torch.where(missing, log_slope, 0.0).sum(-1)
 
-    def _mix(self, scaled: Tensor) -> Tensor:
-        """A r = B⁻¹ r for ``(..., d)``."""
+    def _mix(self, scaled: Tensor, *, transposed: bool = False) -> Tensor:
+        """A r = B⁻¹ r for ``(..., d)``; or Aᵀr, what a gradient by A r is by r."""
         if self.mixing is None:
             return scaled
         rows = scaled.reshape(-1, self.n_features)
-        for triangle, upper in ((self.mixing.tril(-1), False), (self.mixing.triu(1), True)):
+        triangles = [(self.mixing.tril(-1), False), (self.mixing.triu(1), True)]
+        for triangle, upper in reversed(triangles) if transposed else triangles:
             rows = torch.linalg.solve_triangular(
-                triangle.T, rows, upper=not upper, left=False, unitriangular=True
+                triangle if transposed else triangle.T,
+                rows,
+                upper=upper == transposed,
+                left=False,
+                unitriangular=True,
             )
         return rows.reshape(scaled.shape)
 
@@ -252,6 +281,24 @@ class Reference(nn.Module):
         loc, log_scale = self.conditional(z)
         residual = self._unmix(x - loc)
         return -prior - tails.energy(residual, log_scale, self.log_tail, self.skew)
+
+    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """−log p_0(x, z) ``(...)`` and its gradient by z ``(..., k)``."""
+        loc, log_scale, pull = self._conditional_vjp(z)
+        constant = 0.5 * (self.n_features + self.n_components) * _LOG_2PI
+        prior = 0.5 * z.square().sum(-1) + constant
+        if self.is_linear:
+            noise = (x - loc) * torch.exp(-log_scale)
+            energy = 0.5 * noise.square().sum(-1) + self.n_features * log_scale
+            return energy + prior, z - pull(noise * torch.exp(-log_scale), log_scale)
+        residual, unmixing = x - loc, self._unmixing()
+        if unmixing is not None:
+            residual = residual @ unmixing.T
+        energy, by_residual, by_log_scale = tails.energy_and_slopes(
+            residual, log_scale, self.log_tail, self.skew
+        )
+        by_loc = -by_residual if unmixing is None else -by_residual @ unmixing
+        return energy + prior, z + pull(by_loc, by_log_scale)
 
     def linear_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(n, k)`` and covariance of z given x, for x = Wz + μ + σε.
@@ -300,3 +347,24 @@ class Reference(nn.Module):
         """Joint coordinates v = (a, ε) to (x, z)."""
         z, noise = v.split([self.n_components, self.n_features], dim=-1)
         return self.from_noise(noise, z), z
+
+    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        """:meth:`split`, and the way back from gradients by x and z to one by v."""
+        z, noise = v.split([self.n_components, self.n_features], dim=-1)
+        loc, log_scale, pull = self._conditional_vjp(z)
+        scale = log_scale.exp()
+        if self.is_linear:
+            return (
+                loc + noise * scale,
+                z,
+                lambda by_x, by_z: torch.cat([by_z + pull(by_x, scale), by_x * scale], -1),
+            )
+        e, pull_tail = tails.from_normal_vjp(noise, self.log_tail, self.skew)
+        scaled = e * scale
+
+        def pull_split(by_x: Tensor, by_z: Tensor) -> Tensor:
+            by_scaled = self._mix(by_x, transposed=True)
+            by_z = by_z + pull(by_x, by_scaled * scaled)
+            return torch.cat([by_z, pull_tail(by_scaled * scale)], -1)
+
+        return loc + self._mix(scaled), z, pull_split

@@ -16,7 +16,8 @@ Biometrika 36.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,17 @@ def from_normal(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
     return (torch.sinh(tail * noise + skew) - skew.sinh()) / (tail * skew.cosh())
 
 
+def from_normal_vjp(
+    noise: Tensor, log_tail: Tensor, skew: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """e of ε, and the way back: a gradient by e to one by ε, for de/dε = cosh(κε + γ)/cosh γ."""
+    tail, cosh = log_tail.exp(), skew.cosh()
+    q = torch.sinh(tail * noise + skew)
+    # cosh² = 1 + sinh².
+    slope = torch.sqrt(torch.addcmul(torch.ones_like(cosh), q, q)) / cosh
+    return (q - skew.sinh()) / (tail * cosh), lambda gradient: gradient * slope
+
+
 def log_slope(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
     """log de/dε = log cosh(κε + γ) − log cosh γ, ``(..., d)``."""
     q = log_tail.exp() * noise + skew
@@ -57,6 +69,43 @@ def mean(log_tail: Tensor, skew: Tensor) -> Tensor:
     return torch.expm1(0.5 * tail**2) * skew.tanh() / tail
 
 
+class _Parts(NamedTuple):
+    """1/s, e, q, √(1 + q²) and ε, each ``(..., d)``: what the energy and its gradients read."""
+
+    inverse_scale: Tensor
+    e: Tensor
+    q: Tensor
+    root: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(cls, residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor) -> _Parts:
+        inverse_scale = torch.exp(-log_scale)
+        e = residual * inverse_scale
+        tail, cosh = log_tail.exp(), skew.cosh()
+        q = torch.addcmul(skew.sinh(), tail * cosh, e)
+        root = torch.sqrt(torch.addcmul(torch.ones_like(cosh), q, q))
+        return cls(inverse_scale, e, q, root, (_asinh(q, root) - skew) / tail)
+
+    def energy(self, log_scale: Tensor, skew: Tensor) -> Tensor:
+        value = torch.addcmul(self.root.log(), self.noise, self.noise, value=0.5)
+        return (value + log_scale).sum(-1) - skew.cosh().log().sum()
+
+    def pull(self, log_tail: Tensor) -> Tensor:
+        """dE/dq times κ, (ε + κq/√(1+q²))/√(1+q²)."""
+        return (self.noise + log_tail.exp() * self.q / self.root) / self.root
+
+
+def energy_and_slopes(
+    residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)`` each."""
+    parts = _Parts.of(residual, log_scale, log_tail, skew)
+    by_e = skew.cosh() * parts.pull(log_tail)
+    by_scale = torch.addcmul(torch.ones_like(skew), by_e, parts.e, value=-1)
+    return parts.energy(log_scale, skew), by_e * parts.inverse_scale, by_scale
+
+
 class _Energy(torch.autograd.Function):
     """Σ over features of ½ε² + ½ log(1 + q²) − log cosh γ + log s, with its gradient by hand.
 
@@ -68,23 +117,18 @@ class _Energy(torch.autograd.Function):
     def forward(
         ctx: Any, residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor
     ) -> Tensor:
-        inverse_scale = torch.exp(-log_scale)
-        e = residual * inverse_scale
-        tail, cosh = log_tail.exp(), skew.cosh()
-        q = torch.addcmul(skew.sinh(), tail * cosh, e)
-        root = torch.sqrt(torch.addcmul(torch.ones_like(cosh), q, q))
-        noise = (_asinh(q, root) - skew) / tail
-        ctx.save_for_backward(inverse_scale, e, q, root, noise, log_tail, skew)
-        return (0.5 * noise * noise + root.log() + log_scale).sum(-1) - cosh.log().sum()
+        parts = _Parts.of(residual, log_scale, log_tail, skew)
+        ctx.save_for_backward(*parts, log_tail, skew)
+        return parts.energy(log_scale, skew)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inverse_scale, e, q, root, noise, log_tail, skew = ctx.saved_tensors
+        *saved, log_tail, skew = ctx.saved_tensors
+        parts = _Parts(*saved)
+        e, noise = parts.e, parts.noise
         gradient = gradients[0][..., None]
         tail, cosh = log_tail.exp(), skew.cosh()
-        # dE/de = (ε + κq/√(1+q²)) cosh γ / √(1+q²)
-        slope = q / root
-        pull = (noise + tail * slope) / root
+        pull = parts.pull(log_tail)
         by_e = gradient * (cosh * pull)
         by_scale = gradient - by_e * e if ctx.needs_input_grad[1] else None
         by_tail = by_skew = None
@@ -96,7 +140,7 @@ class _Energy(torch.autograd.Function):
             by_tail = tail * (per_q * e * cosh - gradient * noise * noise / tail).sum(others)
             q_by_skew = tail * skew.sinh() * e + cosh
             by_skew = (per_q * q_by_skew - gradient * (noise / tail + skew.tanh())).sum(others)
-        return by_e * inverse_scale, by_scale, by_tail, by_skew
+        return by_e * parts.inverse_scale, by_scale, by_tail, by_skew
 
 
 def energy(residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:

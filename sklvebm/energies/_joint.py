@@ -1,4 +1,4 @@
-r"""The joint energy E_θ(x, z) = −log p_0(x, z) + f_θ(x, z) as a torch module, and its tilts f_θ."""
+r"""The joint energy E_θ(x, z) = −log p_0(x, z) + f_θ(x, z) as a torch module."""
 
 from __future__ import annotations
 
@@ -8,80 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..langevin import LogDensity
-from ..networks import MLP
+from ..langevin import Differentiated, LogDensity
 from ..reference import Reference
+from ._tilts import ModuleTilt, NetworkTilt
 
 _LOG_2PI = math.log(2 * math.pi)
-# Standard deviation of the frequencies times √(d + k): 2.25 radians a standard deviation for two
-# features and two latents.
-_FREQUENCY_SCALE = 4.5
-
-
-class NetworkTilt(nn.Module):
-    r"""f(x, z) = network of (x, z, cos Ωx, sin Ωx), zero at the start.
-
-    The random frequencies Ω make sharp changes in x learnable (Tancik et al. 2020, "Fourier
-    features let networks learn high frequency functions in low dimensional domains").
-
-    Parameters
-    ----------
-    n_frequencies : int
-        Number of rows of Ω; 0 leaves the features out.
-    bound : float or None
-        c of f = c tanh(network / c). Where \|f\| ≤ c, Z lies between e⁻ᶜ and eᶜ whatever the tails
-        of the reference, and a well that N reference draws all miss adds at most about eᶜ/N to
-        Z: no well can be both deep and hidden. None leaves f unbounded.
-    """
-
-    frequencies: Tensor
-
-    def __init__(
-        self,
-        n_features: int,
-        n_components: int,
-        hidden_layer_sizes: tuple[int, ...],
-        *,
-        n_frequencies: int,
-        bound: float | None,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.bound = bound
-        scale = _FREQUENCY_SCALE / (n_features + n_components) ** 0.5
-        frequencies = scale * torch.randn(n_features, n_frequencies, generator=generator)
-        self.register_buffer("frequencies", frequencies)
-        inputs = [n_features + 2 * n_frequencies, n_components]
-        self.net = MLP(inputs, hidden_layer_sizes, 1, generator=generator)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        if self.frequencies.shape[1]:
-            angles = x @ self.frequencies
-            x = torch.cat([x, angles.cos(), angles.sin()], -1)
-        value = self.net(x, z)[..., 0]
-        return value if self.bound is None else self.bound * torch.tanh(value / self.bound)
-
-
-class ModuleTilt(nn.Module):
-    """f(x, z) = E(x, z) + log p_0(x, z), for an energy E given as a whole by the user's module."""
-
-    def __init__(self, module: nn.Module, reference: Reference) -> None:
-        super().__init__()
-        self.module = module
-        # In a tuple, so that its parameters are not registered a second time.
-        self._reference = (reference,)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
-        flat_x = x.expand(*shape, x.shape[-1]).reshape(-1, x.shape[-1])
-        flat_z = z.expand(*shape, z.shape[-1]).reshape(-1, z.shape[-1])
-        energy = self.module(flat_x, flat_z)
-        if energy.shape != flat_x.shape[:1]:
-            raise ValueError(
-                f"the energy module returned shape {tuple(energy.shape)} for {len(flat_x)} pairs "
-                f"(x, z); it must return one energy a pair, shape ({len(flat_x)},)."
-            )
-        return energy.to(x.dtype).reshape(shape) + self._reference[0].log_prob(x, z)
 
 
 class JointEnergy(nn.Module):
@@ -114,11 +45,24 @@ class JointEnergy(nn.Module):
         """Whether E is linear-Gaussian, so that posterior and evidence have closed forms."""
         return self.tilt is None and self.reference.is_linear
 
-    def log_tilt(self, v: Tensor) -> Tensor:
+    @property
+    def log_tilt(self) -> LogDensity:
         """−f at joint coordinates ``v (..., k + d)``, where p(v) ∝ N(v; 0, I) exp(−f)."""
+        if isinstance(self.tilt, NetworkTilt):
+            return Differentiated(self._log_tilt, self._log_tilt_and_gradient)
+        return self._log_tilt
+
+    def _log_tilt(self, v: Tensor) -> Tensor:
         if self.tilt is None:
             return v.new_zeros(v.shape[:-1])
         return -self.tilt(*self.reference.split(v))
+
+    def _log_tilt_and_gradient(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.tilt, NetworkTilt)
+        x, z, pull = self.reference.split_vjp(v)
+        value, slope = self.tilt.vjp(self.tilt.enter(x), z)
+        gradient = slope().neg_()
+        return -value, pull(self.tilt.by_row(gradient, x), self.tilt.by_latent(gradient))
 
     def posterior(self, x: Tensor) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
@@ -130,6 +74,8 @@ class JointEnergy(nn.Module):
         """
         rows = x[:, None]
         observed = ~torch.isnan(rows)
+        if bool(observed.all()) and not isinstance(self.tilt, ModuleTilt):
+            return self._posterior_of_complete(rows)
 
         def log_density(u: Tensor) -> Tensor:
             if u.shape[-1] == self.reference.n_components:
@@ -140,6 +86,27 @@ class JointEnergy(nn.Module):
             return log_det + idle - self(completed, z)
 
         return log_density
+
+    @torch.no_grad()
+    def _posterior_of_complete(self, rows: Tensor) -> LogDensity:
+        """What depends on x alone is computed once, for ``rows (n, 1, d)``."""
+        tilt = self.tilt if isinstance(self.tilt, NetworkTilt) else None
+        entered = None if tilt is None else tilt.enter(rows)
+
+        def log_density(z: Tensor) -> Tensor:
+            value = self.reference.log_prob(rows, z)
+            if tilt is None or entered is None:
+                return value
+            return value - tilt.vjp(entered, z)[0]
+
+        def both(z: Tensor) -> tuple[Tensor, Tensor]:
+            energy, gradient = self.reference.energy_by_latent(rows, z)
+            if tilt is not None and entered is not None:
+                value, slope = tilt.vjp(entered, z)
+                energy, gradient = energy + value, gradient + tilt.by_latent(slope())
+            return -energy, -gradient
+
+        return Differentiated(log_density, both)
 
     def complete(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and latents ``(n, p or 1, d)``, ``(n, p, k)`` from what :meth:`posterior` reads."""

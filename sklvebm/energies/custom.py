@@ -35,7 +35,8 @@ class CustomEnergy(EnergySpec):
         import torch
 
         from ..reference import Reference
-        from ._joint import JointEnergy, ModuleTilt
+        from ._joint import JointEnergy
+        from ._tilts import ModuleTilt
 
         # The user's layers draw from the global generator: lend them ours, then give it back.
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))

@@ -36,7 +36,8 @@ class FreeEnergy(EnergySpec):
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
         from ..reference import Reference
-        from ._joint import JointEnergy, NetworkTilt
+        from ._joint import JointEnergy
+        from ._tilts import NetworkTilt
 
         reference = Reference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator

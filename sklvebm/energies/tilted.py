@@ -84,7 +84,8 @@ class TiltedEnergy(EnergySpec):
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
         from ..reference import Reference
-        from ._joint import JointEnergy, NetworkTilt
+        from ._joint import JointEnergy
+        from ._tilts import NetworkTilt
 
         n_frequencies = checked_frequencies(self.n_frequencies, n_features)
         reference = Reference(
