@@ -510,15 +510,20 @@ class LVEBMEstimator(
 
         return np.where(np.isnan(to_numpy(x)), 0.0, np.log(self._scaler.scale_)).sum(1)
 
-    def _rows(self, X: Any):
-        """Validated rows as a standardised tensor, the model in the same dtype, that dtype."""
+    def _rows(self, X: Any, *, exact: bool = False):
+        """Validated rows as a standardised tensor, a model in its precision, the dtype of X.
+
+        What has a closed form is answered in the precision of X; Monte Carlo answers, whose own
+        errors are far larger, in single precision unless ``exact``.
+        """
         check_is_fitted(self)
         from ._arrays import to_tensor
 
         X = validate_data(self, X, dtype=_FLOATS, ensure_all_finite="allow-nan", reset=False)
-        standardised = self._standardise(X).astype(X.dtype)
         model = self._model
-        tensor = to_tensor(standardised, model.device)
+        tensor = to_tensor(self._standardise(X).astype(X.dtype), model.device)
+        if not (exact or model.energy.is_gaussian):
+            tensor = tensor.to(model.pool.dtype)
         return tensor, model.cast(tensor.dtype), X.dtype
 
     def _latents(self, Z: Any, n_rows: int | None = None) -> NDArray:
@@ -554,8 +559,8 @@ class LVEBMEstimator(
         """
         from ._arrays import to_numpy
 
-        x, model, _ = self._rows(X)
-        return to_numpy(model.posterior_mean(x))
+        x, model, dtype = self._rows(X)
+        return to_numpy(model.posterior_mean(x)).astype(dtype)
 
     def inverse_transform(self, Z):
         """Rows back from what :meth:`transform` says of them, by least squares.
@@ -637,9 +642,10 @@ class LVEBMEstimator(
         """
         from ._arrays import to_numpy
 
-        x, model, _ = self._rows(X)
+        x, model, dtype = self._rows(X)
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
-        return to_numpy(model.sample_posterior(x, n_samples, self._generator(random_state)))
+        drawn = model.sample_posterior(x, n_samples, self._generator(random_state))
+        return to_numpy(drawn).astype(dtype)
 
     def impute(self, X, n_samples=None, random_state=None):
         """Fill in what is missing.
@@ -818,7 +824,7 @@ class LVEBMEstimator(
 
         from ._arrays import to_numpy, to_tensor
 
-        x, model, dtype = self._rows(X)
+        x, model, dtype = self._rows(X, exact=True)
         if torch.isnan(x).any():
             raise ValueError("X has missing entries; the joint energy is one of complete rows.")
         z = to_tensor(self._latents(Z, len(x)).astype(dtype), model.device)

@@ -1,8 +1,8 @@
 r"""A row's posterior p(z | x) and its evidence ∫ exp(−E(x, z)) dz, by importance sampling.
 
-Every row gets the effort that it needs: chains find its posterior, a Student-t fitted to them
-proposes, and where the weights stay uneven more draws follow, then an annealed path from the
-proposal to the posterior. What is done for a row depends on that row alone.
+Every row gets the effort that it needs: a Student-t about the mode of its posterior proposes, and
+where the weights stay uneven more draws follow, then an annealed path from the proposal to the
+posterior. What is done for a row depends on that row alone.
 
 How much is done is decided by pilot draws that do not count: an answer kept because its own draws
 look good would be high on average. So the evidence is unbiased whatever the effort, and its
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,24 +33,18 @@ from .langevin import (
     StepSize,
     init,
     langevin_step,
-    regularised,
 )
+from .mixtures import Guess, StudentMixture
 from .particles import ACCEPTANCE
 
-# Degrees of freedom of the Student-t proposals: heavy enough for a posterior twice as wide.
-_PROPOSAL_DOF = 8.0
-_INFLATION = 1.2
-# Keeps uniforms off 0 and 1 in single precision.
-_TINY = 1e-7
 # Draws of the round that a proposal is fitted by, and of the round that counts; the same for rows
 # that want more.
-_PILOT, _SIZE, _MORE_PILOT, _MORE = 256, 256, 1024, 2048
+_PILOT, _SIZE, _MORE_PILOT, _MORE = 64, 256, 1024, 2048
 # Standard errors of a pilot, in nats, beyond which a row gets more draws, and the annealed path.
-_WANTS_MORE, _WANTS_ANNEALING = 0.2, 0.4
-# Effective draws that moments need for each dimension before they count as much as the guess.
-_ROWS_A_DIMENSION = 10
+_WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.4
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
-_CHUNK = 8
+# Rows at once, of all and of those that want more: what is worked on fits the processor's cache.
+CHUNK, _FEW = 16, 4
 
 
 class Posterior(NamedTuple):
@@ -67,27 +61,11 @@ class Posterior(NamedTuple):
     weights: Tensor
 
     def updated(self, rows: Tensor, other: Posterior) -> Posterior:
-        """With the answers of ``other`` for the indices ``rows``."""
+        """With the answers that ``other`` begins with for the indices ``rows``."""
+        n = len(rows)
         return Posterior(
-            *(mine.index_copy(0, rows, new) for mine, new in zip(self, other, strict=True))
+            *(mine.index_copy(0, rows, new[:n]) for mine, new in zip(self, other, strict=True))
         )
-
-    def refitted(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments of the draws, shrunk to the guess that these were drawn from.
-
-        The fewer draws carry the weight, the less their moments say: modes that the guess covers
-        must not be dropped because no draw happened to fall on them.
-        """
-        found, within = moments(self.draws, self.weights)
-        effective = 1 / self.weights.square().sum(1)
-        trust = (effective / (effective + _ROWS_A_DIMENSION * mean.shape[1]))[:, None]
-        centre = trust * found + (1 - trust) * mean
-        spread = [
-            part + (apart[..., None] @ apart[:, None])
-            for part, apart in ((within, found - centre), (covariance, mean - centre))
-        ]
-        trust = trust[..., None]
-        return centre, trust * spread[0] + (1 - trust) * spread[1]
 
     def thinned(self, size: int) -> Posterior:
         """With ``size`` draws of equal weight a row, by systematic resampling."""
@@ -138,84 +116,6 @@ def explore(
     return torch.cat(kept, 1)
 
 
-def moments(draws: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(Weighted) mean ``(n, k)`` and covariance ``(n, k, k)`` of ``draws (n, s, k)``."""
-    if weights is None:
-        weights = draws.new_full(draws.shape[:2], 1 / draws.shape[1])
-    mean = (weights[..., None] * draws).sum(1)
-    centred = draws - mean[:, None]
-    return mean, (weights[..., None] * centred).transpose(1, 2) @ centred
-
-
-def guess_from(particles: Tensor, spread: Tensor, n_heavy: int | None) -> tuple[Tensor, Tensor]:
-    """Mean ``(n, m)`` and covariance ``(n, m, m)`` of ``particles (n, p, m)``.
-
-    Where ``n_heavy`` says that coordinates of missing features follow the latents, few particles
-    say little of how so many vary together: the covariance leans on ``spread``.
-    """
-    mean, covariance = moments(particles)
-    if n_heavy is not None:
-        n, m = particles.shape[1:]
-        covariance = torch.lerp(spread, covariance, n / (n + _ROWS_A_DIMENSION * m))
-    return mean, covariance
-
-
-class StudentT:
-    """Student-t proposals of n rows, with unit-scale draws shared between them.
-
-    Parameters
-    ----------
-    mean : Tensor of shape (n, m)
-    covariance : Tensor of shape (n, m, m)
-        Scale matrices.
-    n_heavy : int or None
-        The leading coordinates that are Student-t; the others are Gaussian given these. A tail in
-        every one of many coordinates would cost most of the effective draws.
-    """
-
-    def __init__(self, mean: Tensor, covariance: Tensor, n_heavy: int | None = None) -> None:
-        self.mean = mean
-        self.n_heavy = mean.shape[1] if n_heavy is None else n_heavy
-        self.preconditioner = Preconditioner.from_covariance(regularised(covariance))
-        factor = self.preconditioner.factor
-        self.log_det = torch.diagonal(factor, dim1=1, dim2=2).log().sum(-1)
-
-    def _unit_log_prob(self, t: Tensor) -> Tensor:
-        k, dof = self.n_heavy, _PROPOSAL_DOF
-        constant = math.lgamma((dof + k) / 2) - math.lgamma(dof / 2)
-        constant -= 0.5 * k * math.log(dof * math.pi)
-        square = t.square()
-        heavy = 0.5 * (dof + k) * torch.log1p(square[..., :k].sum(-1) / dof)
-        if k < t.shape[-1]:
-            heavy = heavy + 0.5 * (square[..., k:] + math.log(2 * math.pi)).sum(-1)
-        return constant - heavy
-
-    def sample(self, size: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Draws ``(n, size, k)`` and their log-densities ``(n, size)``."""
-        m, half = self.mean.shape[1], int(_PROPOSAL_DOF) // 2
-        like = self.mean.new_empty(1, 1, 1).expand(len(self.mean), size, m + half)
-        uniforms = noise.points(like).clamp(_TINY, 1 - _TINY)
-        normal = torch.special.ndtri(uniforms[..., :m])
-        # χ²_ν for even ν is twice a sum of ν/2 unit exponentials.
-        chi2 = -2 * uniforms[..., m:].log().sum(-1, keepdim=True)
-        heavy = normal[..., : self.n_heavy] * torch.rsqrt(chi2 / _PROPOSAL_DOF)
-        t = torch.cat([heavy, normal[..., self.n_heavy :]], -1)
-        draws = self.mean[:, None] + t @ self.preconditioner.factor.transpose(1, 2)
-        return draws, self._unit_log_prob(t) - self.log_det[:, None]
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log-densities ``(n, s)`` of ``z (n, s, k)``."""
-        t = (z - self.mean[:, None]) @ self.preconditioner.inverse_factor.transpose(1, 2)
-        return self._unit_log_prob(t) - self.log_det[:, None]
-
-
-def _proposal(
-    mean: Tensor, covariance: Tensor, spread: Tensor, n_heavy: int | None = None
-) -> StudentT:
-    """A little of the typical posterior covariance keeps a row with few draws regular."""
-    return StudentT(mean, _INFLATION * covariance + 0.05 * spread, n_heavy)
-
-
 def _weighted(log_weights: Tensor, draws: Tensor) -> Posterior:
     """The answers that log-weights ``(n, s)`` of ``draws (n, s, k)`` give."""
     # A draw that underflows gets the least finite number, not −∞: a row so far out that all of
@@ -232,8 +132,7 @@ def _weighted(log_weights: Tensor, draws: Tensor) -> Posterior:
 
 def importance(
     log_density: LogDensity,
-    mean: Tensor,
-    covariance: Tensor,
+    guess: Guess,
     *,
     spread: Tensor,
     sizes: tuple[int, ...],
@@ -241,14 +140,14 @@ def importance(
     n_draws: int | None = None,
     n_heavy: int | None = None,
 ) -> Posterior:
-    """Adaptive importance sampling of each row from a Student-t.
+    """Adaptive importance sampling of each row from a mixture of Student-t laws.
 
     Parameters
     ----------
     log_density : callable
         log p(x, z) for ``z (n, s, k)``.
-    mean, covariance : Tensor of shape (n, k) and (n, k, k)
-        Guess of each row's posterior.
+    guess : Guess
+        Components of each row's posterior.
     spread : Tensor of shape (k, k) or (n, k, k)
         A typical posterior covariance.
     sizes : tuple of int
@@ -259,55 +158,78 @@ def importance(
     n_heavy : int, optional
         Leading coordinates whose proposals have heavy tails; all by default.
     """
-    found = None
-    for size in sizes:
-        if found is not None:
-            mean, covariance = found.refitted(mean, covariance)
-        draws, log_q = _proposal(mean, covariance, spread, n_heavy).sample(size, noise)
-        with torch.no_grad():
-            log_weights = log_density(draws) - log_q
-        found = _weighted(log_weights, draws)
-    assert found is not None
+    for size in sizes[:-1]:
+        _, guess = piloted(
+            log_density, guess, spread=spread, size=size, noise=noise, n_heavy=n_heavy
+        )
+    found, _ = _round(log_density, guess, spread, sizes[-1], noise, n_heavy)
     return found.thinned(n_draws or sizes[-1])
+
+
+def piloted(
+    log_density: LogDensity,
+    guess: Guess,
+    *,
+    spread: Tensor,
+    size: int,
+    noise: Noise,
+    n_heavy: int | None = None,
+) -> tuple[Tensor, Guess]:
+    """Standard errors ``(n,)`` that ``size`` draws have, and a guess improved by them."""
+    pilot, proposal = _round(log_density, guess, spread, size, noise, n_heavy)
+    return pilot.std, proposal.refitted(pilot.draws, pilot.weights)
+
+
+def _round(log_density, guess, spread, size, noise, n_heavy) -> tuple[Posterior, StudentMixture]:
+    proposal = StudentMixture(guess, spread, n_heavy)
+    draws = proposal.sample(size, noise)
+    with torch.no_grad():
+        log_weights = log_density(draws) - proposal.log_prob(draws)
+    return _weighted(log_weights, draws), proposal
 
 
 def annealed(
     log_density: LogDensity,
-    mean: Tensor,
-    covariance: Tensor,
+    guess: Guess,
     *,
     spread: Tensor,
     noise: Noise,
     n_draws: int,
     n_heavy: int | None = None,
 ) -> Posterior:
-    """Annealed importance sampling of each row, from a Student-t q along q^{1−β} p^β.
+    """Annealed importance sampling of each row, from its proposal q along q^{1−β} p^β.
 
     A first walk with few particles sets the step sizes, one a row and temperature; the walk that
     counts keeps them fixed.
     """
-    proposal = _proposal(mean, covariance, spread, n_heavy)
+    proposal = StudentMixture(guess, spread, n_heavy)
+    shape = proposal.preconditioner
     betas = (torch.arange(_N_TEMPERATURES + 1, dtype=torch.float64) / _N_TEMPERATURES).square()
     adapting = StepSize(
-        "auto", initial=mean.new_full((len(mean),), 0.3), target=ACCEPTANCE["mala"], rate=0.5
+        "auto",
+        initial=spread.new_full((len(guess.mean),), 0.3),
+        target=ACCEPTANCE["mala"],
+        rate=0.5,
     )
     steps: list[Tensor] = []
     for counts in (False, True):
-        z, log_q = proposal.sample(_N_ANNEALED if counts else 16, noise)
+        z = proposal.sample(_N_ANNEALED if counts else 16, noise)
         state = init(z, lambda z: log_density(z) - proposal.log_prob(z))
-        log_weights = torch.zeros_like(log_q)
+        log_weights = torch.zeros_like(state.log_density)
         for t, gap in enumerate(betas.diff().tolist()):
             log_weights = log_weights + gap * state.log_density
             beta = float(betas[t + 1])
             step_size = steps[t] if counts else adapting.value
-            state, info = _tempered_step(state, log_density, proposal, beta, step_size, noise)
+            state, info = _tempered_step(
+                state, log_density, proposal, beta, step_size, shape, noise
+            )
             if not counts:
                 adapting.update(info)
                 steps.append(adapting.value)
     return _weighted(log_weights, state.position).thinned(n_draws)
 
 
-def _tempered_step(state, log_density, proposal, beta, step_size, noise):
+def _tempered_step(state, log_density, proposal, beta, step_size, shape, noise):
     """A MALA step on q^{1−β} p^β; the state carries log p/q, what the weights need."""
 
     def tempered(z: Tensor) -> Tensor:
@@ -320,7 +242,7 @@ def _tempered_step(state, log_density, proposal, beta, step_size, noise):
         step_size=step_size[:, None],
         noise=noise,
         metropolis=True,
-        preconditioner=proposal.preconditioner,
+        preconditioner=shape,
     )
     with torch.no_grad():
         ratio = log_density(moved.position) - proposal.log_prob(moved.position)
@@ -330,7 +252,7 @@ def _tempered_step(state, log_density, proposal, beta, step_size, noise):
 def row_posterior(
     density_of: Callable[[Tensor], LogDensity],
     x: Tensor,
-    particles: Tensor,
+    guess: Guess,
     *,
     spread: Tensor,
     noise: Callable[[int], Noise],
@@ -343,8 +265,9 @@ def row_posterior(
     density_of : callable
         ``density_of(x)`` is log p(x, z) as a function of ``z (n, s, k)``.
     x : Tensor of shape (n, d)
-    particles : Tensor of shape (n, p, k)
-        Where chains have found the posterior of each row.
+        Taken ``CHUNK`` at a time.
+    guess : Guess
+        Components of each row's posterior.
     spread : Tensor of shape (k, k) or (n, k, k)
         A typical posterior covariance.
     noise : callable
@@ -354,34 +277,62 @@ def row_posterior(
         Leading coordinates whose proposals have heavy tails; all by default.
     """
     spread = spread.expand(len(x), *spread.shape[-2:])
-    density, guess = density_of(x), guess_from(particles, spread, n_heavy)
-    options: dict[str, Any] = {"spread": spread, "n_heavy": n_heavy}
-    pilot = importance(density, *guess, sizes=(_PILOT,), noise=noise(1), **options)
-    guess = pilot.refitted(*guess)
-    found = importance(density, *guess, sizes=(_SIZE,), noise=noise(2), **options)
-    for rows in _few(pilot.std > _WANTS_MORE):
-        density, at = density_of(x[rows]), tuple(part[rows] for part in guess)
-        options = {"spread": spread[rows], "n_heavy": n_heavy}
-        pilot = importance(density, *at, sizes=(_MORE_PILOT,), noise=noise(3), **options)
-        at = pilot.refitted(*at)
-        more = importance(density, *at, sizes=(_MORE,), noise=noise(4), n_draws=_SIZE, **options)
-        found = found.updated(rows, more)
-        hard = pilot.std > _WANTS_ANNEALING
-        if bool(hard.any()):
-            last = annealed(
-                density_of(x[rows[hard]]),
-                *(part[hard] for part in at),
-                spread=spread[rows[hard]],
-                noise=noise(5),
-                n_draws=_SIZE,
-                n_heavy=n_heavy,
-            )
-            found = found.updated(rows[hard], last)
+
+    def pilot(i: int, rows: Tensor | slice, size: int) -> tuple[Tensor, Guess]:
+        return piloted(
+            density_of(x[rows]),
+            guess.at(rows),
+            spread=spread[rows],
+            size=size,
+            noise=noise(i),
+            n_heavy=n_heavy,
+        )
+
+    def answer(i: int, rows: Tensor | slice, size: int) -> Posterior:
+        return importance(
+            density_of(x[rows]),
+            guess.at(rows),
+            spread=spread[rows],
+            sizes=(size,),
+            noise=noise(i),
+            n_draws=_SIZE,
+            n_heavy=n_heavy,
+        )
+
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
+    errors, guesses = zip(*(pilot(1, few, _PILOT) for few in chunks), strict=True)
+    error, guess = torch.cat(errors), Guess(*map(torch.cat, zip(*guesses, strict=True)))
+    answers = [answer(2, few, _SIZE) for few in chunks]
+    found = Posterior(*map(torch.cat, zip(*answers, strict=True)))
+    hard = torch.zeros_like(error, dtype=torch.bool)
+    for rows, n in _few(error > _WANTS_MORE):
+        still, improved = pilot(3, rows, _MORE_PILOT)
+        guess, hard[rows] = guess.updated(rows, improved), still > _WANTS_ANNEALING
+        found = found.updated(rows[:n], answer(4, rows, _MORE))
+    for rows, n in _few(hard):
+        walked = annealed(
+            density_of(x[rows]),
+            guess.at(rows),
+            spread=spread[rows],
+            noise=noise(5),
+            n_draws=_SIZE,
+            n_heavy=n_heavy,
+        )
+        found = found.updated(rows[:n], walked)
     return found
 
 
-def _few(mask: Tensor) -> Iterator[Tensor]:
-    """Indices of the rows of ``mask``, a few at a time: these rounds take much memory a row."""
-    for rows in torch.nonzero(mask)[:, 0].split(_CHUNK):
+def _few(mask: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Indices of the rows of ``mask`` and their number, a few at a time.
+
+    These rounds take much memory a row. The indices are filled up to the same number each time, for
+    the same arithmetic whichever other rows need the round.
+    """
+    for rows in torch.nonzero(mask)[:, 0].split(_FEW):
         if len(rows):
-            yield rows
+            yield filled(rows, _FEW), len(rows)
+
+
+def filled(rows: Tensor, size: int) -> Tensor:
+    """``rows (n, ...)`` with the first one repeated at the end, ``(size, ...)``."""
+    return torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])

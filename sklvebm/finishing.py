@@ -11,14 +11,19 @@ from .completion import apart
 from .diagnostics import MAX_RHAT, conditional_mixing, joint_mixing
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
-from .evidence import Posterior
-from .langevin import Noise
+from .evidence import Posterior, importance
+from .langevin import Noise, regularised
+from .laplace import laplace, starts
+from .mixtures import moments
 from .model import Model
 from .particles import ConditionalFlow, JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 from .rows import Rows
 
-_N_CALIBRATION = 256
+_N_CALIBRATION, _N_CANDIDATES, _N_CLIMB, _SIZES = 256, 256, 20, (64, 256)
+# Starts of the search for a row's peaks, where these raise its evidence by more than so many nats
+# in the mean over that of one start.
+_MANY_STARTS, _WORTH_STARTING = 4, 0.01
 _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
@@ -100,13 +105,19 @@ def _complete(model: Model, x: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> None:
-    """Set where a row's chains start and how they step."""
-    for _ in range(2):
-        particles = model.explore(x, noise=noise, guess=guess)
-        guess = particles.mean(1)
-        centred = (particles - guess[:, None]).reshape(-1, guess.shape[1])
-        model.covariance = centred.T @ centred / len(centred)
-    model.start = _ridge(x, guess)
+    """Set where the search for a row's posterior starts, how far it reaches, and from how many."""
+    density, spread = model.energy.posterior(x), regularised(model.covariance)
+    candidates = noise.normal(guess[:1].expand(_N_CANDIDATES, -1))
+    answers = []
+    for n_starts in (_MANY_STARTS, 1):
+        begun = starts(guess, candidates, density, n_starts)
+        found = laplace(begun, spread, density, n_steps=_N_CLIMB)
+        answers.append(importance(density, found, spread=spread, sizes=_SIZES, noise=noise))
+    many, one = answers
+    if float((many.log_evidence - one.log_evidence).mean()) > _WORTH_STARTING:
+        model.n_starts = _MANY_STARTS
+    mean, within = moments(many.draws, many.weights)
+    model.covariance, model.start = within.mean(0), _ridge(x, mean)
 
 
 def _apart(x: Tensor) -> list[Tensor]:

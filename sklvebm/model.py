@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
 from .completion import apart, by_completeness, linear_guess
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
-from .evidence import Posterior, explore, row_posterior
+from .evidence import CHUNK, Posterior, explore, filled, row_posterior
 from .langevin import (
     Noise,
     Preconditioner,
@@ -29,12 +30,19 @@ from .langevin import (
     init,
     regularised,
 )
+from .laplace import laplace, starts
+from .mixtures import Guess
 from .particles import ACCEPTANCE, JointPool
 from .partition import LogPartition
 from .reconstruction import fit_remainder
 
-# Rows answered at once: bounds memory, and does not change the answers.
-_CHUNK = 64
+# Rows whose posteriors are found at once: bounds memory. They are filled up to this number, or to a
+# multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
+# must not depend on its neighbours to the last bit.
+_MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
+_N_CLIMB = 15
+# Draws of the prior among which further starts are chosen.
+_N_CANDIDATES = 256
 _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
 _N_POOL_MOVES = 25
 # A prime: the seeds of a row's rounds are this far apart.
@@ -57,16 +65,23 @@ class _SharedRows(Noise):
         super().__init__(generator_from_seed(seed, device), shared_dims=(0,))
 
     def points(self, like: Tensor) -> Tensor:
-        size, width = like.shape[-2:]
         seed = int(
             torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device)
         )
-        sobol = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed)
-        points = sobol.draw(size, dtype=torch.float64).to(like)
-        # In the order of the sequence every eighth point lies in one octant: what is thinned
-        # systematically must come in no order.
-        order = torch.randperm(size, generator=self.generator, device=self.generator.device)
-        return points[order][None]
+        return _evenly(seed, *like.shape[-2:]).to(like)[None]
+
+
+@lru_cache(maxsize=16)
+def _evenly(seed: int, size: int, width: int) -> Tensor:
+    """Scrambled Sobol points ``(size, width)``, kept since chunks of rows share them.
+
+    In the order of the sequence every eighth point lies in one octant: what is thinned
+    systematically must come in no order.
+    """
+    points = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed).draw(
+        size, dtype=torch.float64
+    )
+    return points[torch.randperm(size, generator=torch.Generator().manual_seed(seed))]
 
 
 class Evidence(NamedTuple):
@@ -100,6 +115,8 @@ class Model:
     log_partition : LogPartition
     seed : int
         Of every deterministic answer.
+    n_starts : int
+        Points from which the peaks of a row's posterior are sought.
     """
 
     spec: EnergySpec
@@ -109,6 +126,7 @@ class Model:
     pool: Tensor
     log_partition: LogPartition
     seed: int
+    n_starts: int = 1
     _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
     _remainder: RegressorMixin | None = field(default=None, repr=False)
 
@@ -130,6 +148,7 @@ class Model:
                 self.pool.to(dtype),
                 self.log_partition,
                 self.seed,
+                self.n_starts,
             )
         return self._casts[dtype]
 
@@ -172,7 +191,7 @@ class Model:
         )
 
     def posterior(self, x: Tensor) -> Iterator[Posterior]:
-        """Posterior of each row of ``x (n, d)``, a chunk of rows at a time; deterministic.
+        """Posteriors of the rows of ``x (n, d)``, a number of rows at a time; deterministic.
 
         The rows are all complete, or all of them miss entries.
         """
@@ -181,17 +200,30 @@ class Model:
             # Streams of their own, so that no round's proposals depend on the next one's draws.
             return _SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
 
-        for rows in x.split(_CHUNK):
-            particles = self.explore(rows, noise=noise(0))
-            k = self.energy.reference.n_components
-            yield row_posterior(
-                self.energy.posterior,
-                rows,
-                particles,
-                spread=self._guess(rows)[1],
+        density_of, k = self.energy.posterior, self.energy.reference.n_components
+        width = k if not bool(torch.isnan(x).any()) else k + x.shape[1]
+        size = _MANY if width <= _WIDE else _MANY_OF_WIDE
+        for few in x.split(size):
+            rows, n = filled(few, size), len(few)
+            centre, spread = self._guess(rows)
+            guess = self._peaks(rows, centre, spread, noise(0))
+            used = slice(-(-n // CHUNK) * CHUNK)
+            found = row_posterior(
+                density_of,
+                rows[used],
+                guess.at(used),
+                spread=spread.expand(size, width, width)[used],
                 noise=noise,
-                n_heavy=k if particles.shape[-1] > k else None,
+                n_heavy=k if width > k else None,
             )
+            yield Posterior(*(part[:n] for part in found))
+
+    def _peaks(self, x: Tensor, centre: Tensor, spread: Tensor, noise: Noise) -> Guess:
+        density = self.energy.posterior(x)
+        like = centre.new_empty(1, 1, 1).expand(1, _N_CANDIDATES, centre.shape[1])
+        candidates = noise.normal(like)[0]
+        begun = starts(centre, candidates, density, self.n_starts)
+        return laplace(begun, spread, density, n_steps=_N_CLIMB)
 
     @by_completeness
     def posterior_mean(self, x: Tensor) -> Tensor:
@@ -210,11 +242,15 @@ class Model:
             return torch.where(
                 torch.isnan(x), self.energy.reference.mean(self.posterior_mean(x)), x
             )
-        means = []
-        for rows, posterior in zip(x.split(_CHUNK), self.posterior(x), strict=True):
-            with torch.no_grad():
-                completed, _ = self.energy.complete(rows, posterior.draws)
-            means.append((posterior.weights[..., None] * completed).sum(1))
+        means, start = [], 0
+        for posterior in self.posterior(x):
+            for draws, weights in zip(
+                posterior.draws.split(CHUNK), posterior.weights.split(CHUNK), strict=True
+            ):
+                with torch.no_grad():
+                    completed, _ = self.energy.complete(x[start : start + len(draws)], draws)
+                means.append((weights[..., None] * completed).sum(1))
+                start += len(draws)
         return torch.where(torch.isnan(x), torch.cat(means), x)
 
     def log_evidence(self, x: Tensor) -> Evidence:
@@ -277,13 +313,12 @@ class Model:
 
     def _draws(self, x: Tensor, n_samples: int, noise: Noise) -> Tensor:
         """Draws ``(n_samples, n, m)`` of the coordinates that ``energy.posterior`` reads."""
-        return torch.cat(
-            [
-                self._resample(rows, posterior, n_samples, noise)
-                for rows, posterior in zip(x.split(_CHUNK), self.posterior(x), strict=True)
-            ],
-            dim=1,
-        )
+        drawn, start = [], 0
+        for posterior in self.posterior(x):
+            rows = x[start : start + len(posterior.mean)]
+            drawn.append(self._resample(rows, posterior, n_samples, noise))
+            start += len(rows)
+        return torch.cat(drawn, dim=1)
 
     def _resample(self, x: Tensor, posterior: Posterior, n: int, noise: Noise) -> Tensor:
         """Draws ``(n, rows, m)``: weighted draws picked at random, then moved apart by MALA."""
@@ -352,7 +387,7 @@ class Model:
         """
         if self.energy.tilt is None:
             return self.energy.reference.mean(z)
-        return torch.cat([self._conditional_mean(rows) for rows in z.split(_CHUNK)])
+        return torch.cat([self._conditional_mean(rows) for rows in z.split(CHUNK)])
 
     def _conditional_mean(self, z: Tensor) -> Tensor:
         noise = _SharedRows(self.seed, self.device)
@@ -403,6 +438,7 @@ class Model:
             "pool": to_numpy(self.pool),
             "log_partition": tuple(self.log_partition),
             "seed": self.seed,
+            "n_starts": self.n_starts,
         }
 
     @classmethod
@@ -423,4 +459,6 @@ class Model:
             tensor("pool"),
             LogPartition(*arrays["log_partition"]),
             arrays["seed"],
+            # Files of versions before this one have none.
+            arrays.get("n_starts", 1),
         )

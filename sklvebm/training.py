@@ -15,9 +15,10 @@ from ._arrays import draw_seed, generator_from_seed, to_numpy, to_tensor
 from .diagnostics import gap_statistics
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
-from .evidence import explore, guess_from, importance
+from .evidence import importance
 from .finishing import finish
-from .langevin import Noise, Preconditioner, regularised
+from .langevin import Noise, regularised
+from .laplace import laplace, starts
 from .model import Model
 from .particles import (
     ConditionalFlow,
@@ -41,7 +42,9 @@ _POOL_VISITS = 2
 # Evaluations in max_iter updates, and the fewest updates between two.
 _N_EVALUATIONS, _MIN_BETWEEN = 20, 5
 _MAX_HELD_OUT = 256
-_N_CHAINS, _N_BURN, _N_KEEP = 8, 4, 6
+# What a held-out row gets at an evaluation: starts, the best of so many candidates but for the
+# peak found last time; quasi-Newton steps from each; draws.
+_N_STARTS, _N_CANDIDATES, _N_CLIMB, _N_DRAWS = 3, 64, 10, 128
 # Batches whose latents move together, since a few steps of many rows at once cost far less than a
 # step of a few rows at each update. Between two visits of a row the energy moves on, the further
 # the more rows there are, and latents that lag bias the gradient. The paper's algorithm moves the
@@ -108,7 +111,7 @@ class Trainer:
         self.energy = self._initial_energy()
         self.conditional = self._conditional_flow()
         self.pool = self._pool()
-        self._held_out_particles: Tensor | None = None
+        self._held_out_modes: Tensor | None = None
         self._evaluation_seed = self._seed()
 
     def _seed(self) -> int:
@@ -291,34 +294,25 @@ class Trainer:
         return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise)[0]
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
-        """Mean log p of the held-out rows, by chains that go on from the last evaluation."""
+        """Mean log p of the held-out rows, from modes that are followed from evaluation on."""
         assert self.held_out is not None
         x, k = self.held_out.x, self.options.n_components
-        covariance = regularised(self.conditional.covariance)
-        preconditioner = Preconditioner.from_covariance(covariance)
-        if self._held_out_particles is None:
-            loc = self._first_guess(x)[0][:, None].expand(-1, _N_CHAINS, -1)
-            self._held_out_particles = loc + self.noise.normal(loc) @ preconditioner.factor.T
-        kept = explore(
-            self._held_out_particles,
-            energy.posterior(x),
-            preconditioner=preconditioner,
-            initial_step_size=0.3,
-            n_burn=_N_BURN,
-            n_keep=_N_KEEP,
-            noise=self.noise,
-        )
-        self._held_out_particles = kept[:, -_N_CHAINS:]
+        covariance, density = regularised(self.conditional.covariance), energy.posterior(x)
+        if self._held_out_modes is None:
+            self._held_out_modes = self._first_guess(x)[0]
+        like = x.new_empty(1, 1).expand(_N_CANDIDATES, self._held_out_modes.shape[1])
+        begun = starts(self._held_out_modes, self.noise.normal(like), density, _N_STARTS)
+        found = laplace(begun, covariance, density, n_steps=_N_CLIMB)
+        self._held_out_modes = found.mean[:, 0]
         # The same draws at every evaluation: differences between evaluations are less noisy.
         fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        n_heavy = None if self._is_complete else k
         posterior = importance(
-            energy.posterior(x),
-            *guess_from(kept, covariance.expand(len(x), -1, -1), n_heavy),
+            density,
+            found,
             spread=covariance,
-            sizes=(128,),
+            sizes=(_N_DRAWS,),
             noise=fixed,
-            n_heavy=n_heavy,
+            n_heavy=None if self._is_complete else k,
         )
         value = 0.0
         if uses_pool:

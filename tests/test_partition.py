@@ -20,8 +20,9 @@ from targets import UNIT, banana_case, build, linear_case, moved, normal
 from torch import nn
 
 from sklvebm.energies import LinearEnergy
-from sklvebm.evidence import importance, moments
+from sklvebm.evidence import importance
 from sklvebm.langevin import Noise
+from sklvebm.mixtures import Guess, moments
 from sklvebm.partition import (
     LogPartition,
     bennett,
@@ -384,7 +385,7 @@ def test_members_that_started_apart_are_heard(generator, depth, centre):
 def posterior_of(energy, x, generator):
     return importance(
         energy.posterior(x),
-        *moments(normal(generator, len(x), 16, 1)),
+        Guess.single(*moments(normal(generator, len(x), 16, 1))),
         spread=torch.eye(1).double(),
         sizes=(64,),
         noise=Noise(generator),

@@ -22,7 +22,7 @@ from digits import ROOT
 from torch.distributions import MultivariateNormal
 
 from sklvebm import LinearEnergy
-from sklvebm.evidence import StudentT, importance, moments
+from sklvebm.evidence import importance
 from sklvebm.langevin import (
     Noise,
     Preconditioner,
@@ -31,6 +31,7 @@ from sklvebm.langevin import (
     langevin_step,
     regularised,
 )
+from sklvebm.mixtures import Guess, StudentMixture, moments
 from sklvebm.networks import MLP
 from sklvebm.particles import GaussianPosteriors
 
@@ -129,7 +130,11 @@ def evidence(model, x, particles, noise):
         exact = energy.reference.linear_log_prob(x)
         return exact, torch.zeros_like(exact)
     found = importance(
-        energy.posterior(x), *moments(particles), spread=model.covariance, sizes=sizes, noise=noise
+        energy.posterior(x),
+        Guess.single(*moments(particles)),
+        spread=model.covariance,
+        sizes=sizes,
+        noise=noise,
     )
     return found.log_evidence, found.std
 
@@ -137,8 +142,10 @@ def evidence(model, x, particles, noise):
 @torch.no_grad()
 def importance_weighted(log_density, particles, noise):
     """E log (1/K Σ w) for every K of ``DRAWS``, of a Student-t fitted to the particles."""
-    z, log_q = StudentT(*moments(particles)).sample(N_EVIDENCE, noise)
-    log_weights = log_density(z) - log_q
+    mean, covariance = moments(particles)
+    proposal = StudentMixture(Guess.single(mean, covariance), 0 * covariance)
+    z = proposal.sample(N_EVIDENCE, noise)
+    log_weights = log_density(z) - proposal.log_prob(z)
     return [(log_weights.unflatten(1, (-1, n)).logsumexp(-1) - math.log(n)).mean(1) for n in DRAWS]
 
 
