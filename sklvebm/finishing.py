@@ -28,7 +28,6 @@ _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
-_CHUNK = 4096
 
 
 def finish(
@@ -165,11 +164,8 @@ def equilibrated(
     moving = JointPool(members, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
     moving.proposal = pool.proposal
     for _ in range(_MAX_ROUNDS):
-        trace = []
-        for _ in range(_N_SWEEPS):
-            moving.advance(energy.log_tilt)
-            trace.append(torch.cat([energy.log_tilt(v) for v in moving.position.split(_CHUNK)]))
-        late = to_numpy(torch.stack(trace[_N_SWEEPS // 2 :], 1)).astype(np.float64)
+        trace = moving.settle(energy.log_tilt, _N_SWEEPS)
+        late = to_numpy(trace[:, _N_SWEEPS // 2 :]).astype(np.float64)
         if joint_mixing(late, n_apart)["rhat_joint"] <= MAX_RHAT:
             break
     return moving.position, late

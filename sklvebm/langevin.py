@@ -165,16 +165,23 @@ def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:
     return vectors @ matrix.transpose(-1, -2)
 
 
-def _accept(state: State, proposal: State, log_ratio: Tensor, noise: Noise) -> tuple[State, Info]:
-    """Metropolis test; a proposal that is not finite is rejected."""
-    log_ratio = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf)
-    accepted = noise.uniform(log_ratio).log() < log_ratio
+def metropolis_test(
+    state: State, proposal: State, log_ratio: Tensor, noise: Noise
+) -> tuple[State, Info]:
+    """Accept with probability min(1, e^``log_ratio``); never where that is not finite."""
+    log_ratio = _finite(log_ratio)
+    accepted = noise.uniform(log_ratio).log_() < log_ratio
     moved = State(
         torch.where(accepted[..., None], proposal.position, state.position),
         torch.where(accepted, proposal.log_density, state.log_density),
         torch.where(accepted[..., None], proposal.gradient, state.gradient),
     )
     return moved, Info(log_ratio.clamp(max=0.0).exp())
+
+
+def _finite(log_ratio: Tensor) -> Tensor:
+    """−∞, a certain rejection, where a ratio is not finite."""
+    return torch.nan_to_num(log_ratio, nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def langevin_step(
@@ -205,32 +212,27 @@ def langevin_step(
         Identity by default.
     """
     eta = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
-    eta = eta[..., None]
+    wide = eta[..., None]
     xi = noise.normal(state.position)
-    if preconditioner is None:
-        drift = eta * state.gradient
-        step = drift + (2 * eta).sqrt() * xi
-    else:
-        white_gradient = _apply(preconditioner.factor.transpose(-1, -2), state.gradient)
-        drift = eta * white_gradient
-        step = _apply(preconditioner.factor, drift + (2 * eta).sqrt() * xi)
+
+    def white(gradient: Tensor) -> Tensor:
+        return gradient if preconditioner is None else gradient @ preconditioner.factor
+
+    # In whitened coordinates, where u = L w.
+    move = torch.addcmul(wide * white(state.gradient), (2 * wide).sqrt(), xi)
+    step = move if preconditioner is None else _apply(preconditioner.factor, move)
     proposal = init(state.position + step, log_density)
-    # In whitened coordinates the forward residual is exactly √(2η) ξ.
-    white_step = step if preconditioner is None else _apply(preconditioner.inverse_factor, step)
-    back_gradient = (
-        proposal.gradient
-        if preconditioner is None
-        else _apply(preconditioner.factor.transpose(-1, -2), proposal.gradient)
-    )
-    forward = (white_step - drift).square().sum(-1)
-    backward = (white_step + eta * back_gradient).square().sum(-1)
+    # The residual of the way there is √(2η) ξ; that of the way back is this.
+    back = torch.addcmul(move, wide, white(proposal.gradient))
     log_ratio = (
-        proposal.log_density - state.log_density + (forward - backward) / (4 * eta.squeeze(-1))
+        proposal.log_density
+        - state.log_density
+        + 0.5 * xi.square().sum(-1)
+        - back.square_().sum(-1) / (4 * eta)
     )
     if metropolis:
-        return _accept(state, proposal, log_ratio, noise)
-    ratio = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
-    return proposal, Info(ratio)
+        return metropolis_test(state, proposal, log_ratio, noise)
+    return proposal, Info(torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp())
 
 
 def gaussian_step(
@@ -248,17 +250,16 @@ def gaussian_step(
     whatever h. ``log_tilt`` is ℓ; ``state`` holds ℓ and its gradient, not the full log-density.
     """
     h = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
-    decay, rest = torch.exp(-h)[..., None], -torch.expm1(-h)[..., None]
-    variance = -torch.expm1(-2 * h)[..., None]
-    v = state.position
-    mean = decay * v + rest * state.gradient
-    proposal = init(mean + variance.sqrt() * noise.normal(v), log_tilt)
+    decay, variance = torch.exp(-h)[..., None], -torch.expm1(-2 * h)
+    v, xi = state.position, noise.normal(state.position)
+    # e⁻ʰ v + (1 − e⁻ʰ) ∇ℓ(v), and the same from the proposal back.
+    mean = torch.lerp(state.gradient, v, decay)
+    proposal = init(torch.addcmul(mean, variance.sqrt()[..., None], xi), log_tilt)
     w = proposal.position
-    back_mean = decay * w + rest * proposal.gradient
-    forward = (w - mean).square() / variance + v.square()
-    backward = (v - back_mean).square() / variance + w.square()
-    log_ratio = proposal.log_density - state.log_density + 0.5 * (forward - backward).sum(-1)
-    return _accept(state, proposal, log_ratio, noise)
+    back = torch.lerp(proposal.gradient, w, decay).sub_(v).square_().sum(-1) / variance
+    there = (xi.square() + v.square()).sub_(w.square()).sum(-1)
+    log_ratio = proposal.log_density - state.log_density + 0.5 * (there - back)
+    return metropolis_test(state, proposal, log_ratio, noise)
 
 
 def independence_step(
@@ -280,9 +281,8 @@ def independence_step(
     log_weight : Tensor of shape (...)
     info : Info
     """
-    log_ratio = fresh_log_weight - log_weight
-    log_ratio = torch.where(torch.isfinite(log_ratio), log_ratio, -math.inf)
-    accepted = noise.uniform(log_ratio).log() < log_ratio
+    log_ratio = _finite(fresh_log_weight - log_weight)
+    accepted = noise.uniform(log_ratio).log_() < log_ratio
     return (
         torch.where(accepted[..., None], fresh, position),
         torch.where(accepted, fresh_log_weight, log_weight),

@@ -8,6 +8,7 @@ that a row's answer does not depend on its batch, order or neighbours.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +45,8 @@ _N_CLIMB = 15
 # Draws of the prior among which further starts are chosen.
 _N_CANDIDATES = 256
 _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
-_N_POOL_MOVES = 25
+# Moves of a draw of the pool, and draws that move at once: what is worked on fits the cache.
+_MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
 _N_CONDITIONAL = 512
@@ -348,14 +350,21 @@ class Model:
             picks = torch.randint(
                 len(self.pool), (n_samples,), generator=generator, device=self.device
             )
-            pool = JointPool(
-                self.pool[picks], dynamics="mala", n_steps=1, step_size="auto", noise=noise
-            )
-            for _ in range(_N_POOL_MOVES):
-                pool.advance(self.energy.log_tilt)
-            v = pool.position
+            v = torch.cat([self._moved(self.pool[few], noise) for few in picks.split(_MOVED)])
         with torch.no_grad():
             return self.energy.reference.split(v)
+
+    def _moved(self, v: Tensor, noise: Noise) -> Tensor:
+        """Members of the pool, moved on until copies of one have parted.
+
+        A copy stays where it is by sweeps alone with probability (1 − acceptance)^n: a hundredth.
+        """
+        pool = JointPool(v, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
+        pool.settle(self.energy.log_tilt, 1)
+        stays = math.log(max(1 - pool.sweep_acceptance, 1e-9))
+        n_moves = min(max(math.log(0.01) / min(stays, -1e-9), _MIN_MOVES), _MAX_MOVES)
+        pool.settle(self.energy.log_tilt, math.ceil(n_moves))
+        return pool.position
 
     def reconstruction(self, t: Tensor) -> Tensor:
         """E[x | E[z | x] = t], ``(n, d)``, for ``t (n, k)``: see :mod:`sklvebm.reconstruction`."""

@@ -16,11 +16,13 @@ from .langevin import (
     LogDensity,
     Noise,
     Preconditioner,
+    State,
     StepSize,
     gaussian_step,
     independence_step,
     init,
     langevin_step,
+    metropolis_test,
     regularised,
     times_normal,
 )
@@ -238,31 +240,70 @@ class JointPool:
         self.sweep_acceptance = float("nan")
 
     def advance(self, log_tilt: LogDensity, rows: Tensor | slice = slice(None)) -> None:
-        """Sweep all members (not under "ula"), then move the members ``rows`` by Langevin steps."""
-        if self.dynamics == "mala":
-            self._sweep(log_tilt)
+        """Move the members ``rows`` by Langevin steps, then sweep all members (not under "ula")."""
+        moved = None
         if self.n_steps:
             steps = self._adjusted if self.dynamics == "mala" else self._plain
-            self.position[rows] = steps(self.position[rows], log_tilt)
+            moved = steps(self.position[rows], log_tilt)
+            self.position[rows] = moved.position
+        if self.dynamics == "mala":
+            self._sweep(log_tilt, rows, moved)
 
-    def _sweep(self, log_tilt: LogDensity) -> None:
-        v, weight = self.position, self.proposal.log_weight
-        fresh = self.proposal.draw(len(v), self.noise)
+    def settle(self, log_tilt: LogDensity, n_moves: int) -> Tensor:
+        """Moves of all members under a tilt that stays: a sweep and an adjusted step each.
+
+        Returns ℓ of each member after each move, ``(m, n_moves)``.
+        """
+        state, trace = init(self.position, log_tilt), []
+        for _ in range(n_moves):
+            state = self._stepped(self._swept(state, log_tilt), log_tilt)
+            trace.append(state.log_density)
+        self.position = state.position
+        return torch.stack(trace, 1)
+
+    def _sweep(self, log_tilt: LogDensity, rows: Tensor | slice, known: State | None) -> None:
+        """Meet every member with a fresh draw; ``known`` has ℓ of ``rows`` already."""
+        v, proposal = self.position, self.proposal
+        with torch.no_grad():
+            if known is None:
+                value = log_tilt(v)
+            else:
+                others = torch.ones(len(v), dtype=torch.bool, device=v.device)
+                others[rows] = False
+                value = v.new_empty(len(v))
+                value[rows], value[others] = known.log_density, log_tilt(v[others])
+        fresh = proposal.draw(len(v), self.noise)
         self.position, _, info = independence_step(
-            v, weight(v, log_tilt), fresh, weight(fresh, log_tilt), noise=self.noise
+            v,
+            value + proposal.log_excess(v),
+            fresh,
+            proposal.log_weight(fresh, log_tilt),
+            noise=self.noise,
         )
         self.sweep_acceptance = float(info.acceptance.mean())
 
-    def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
-        state = init(v, log_tilt)
+    def _swept(self, state: State, log_tilt: LogDensity) -> State:
+        """:meth:`_sweep` where ℓ and its gradient are carried along."""
+        fresh = init(self.proposal.draw(len(state.position), self.noise), log_tilt)
+        new, old = (
+            part.log_density + self.proposal.log_excess(part.position) for part in (fresh, state)
+        )
+        state, info = metropolis_test(state, fresh, new - old, self.noise)
+        self.sweep_acceptance = float(info.acceptance.mean())
+        return state
+
+    def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> State:
+        return self._stepped(init(v, log_tilt), log_tilt)
+
+    def _stepped(self, state: State, log_tilt: LogDensity) -> State:
         for _ in range(self.n_steps):
             state, info = gaussian_step(
                 state, log_tilt, step_size=self.step_size.value, noise=self.noise
             )
             self._note(info)
-        return state.position
+        return state
 
-    def _plain(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
+    def _plain(self, v: Tensor, log_tilt: LogDensity) -> State:
         log_density = times_normal(log_tilt)
         state = init(v, log_density)
         for _ in range(self.n_steps):
@@ -274,7 +315,7 @@ class JointPool:
                 metropolis=False,
             )
             self._note(info)
-        return state.position
+        return state
 
     def _note(self, info: Info) -> None:
         self.step_size.update(info)

@@ -109,11 +109,16 @@ class Proposal:
     @torch.no_grad()
     def log_weight(self, v: Tensor, log_tilt: LogDensity) -> Tensor:
         """log N(v; 0, I) + ℓ(v) − log q(v) of ``v (n, m)``."""
+        return log_tilt(v) + self.log_excess(v)
+
+    @torch.no_grad()
+    def log_excess(self, v: Tensor) -> Tensor:
+        """log N(v; 0, I) − log q(v) of ``v (n, m)``."""
         if len(self.weights) == 1:
             # N(0, I) itself: the two cancel.
-            return log_tilt(v)
+            return v.new_zeros(len(v))
         constant = 0.5 * v.shape[1] * math.log(2 * math.pi)
-        return log_tilt(v) - 0.5 * v.square().sum(-1) - constant - self.log_prob(v)
+        return -0.5 * v.square().sum(-1) - constant - self.log_prob(v)
 
     def log_weights(self, v: Tensor, log_tilt: LogDensity) -> NDArray:
         """:meth:`log_weight` as an array, a few rows at a time; −∞ where it is undefined."""

@@ -291,7 +291,7 @@ class Saddle:
             {"params": decayed, "weight_decay": self.schedule.weight_decay, "base_lr": lr},
             {"params": free, "weight_decay": 0.0, "base_lr": lr},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
 
     def _snapshot(self) -> _Snapshot:
         return _Snapshot(self.energy, [self.conditional, self.pool])

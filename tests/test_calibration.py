@@ -197,7 +197,7 @@ def test_draws_of_the_later_rounds_are_calibrated(generator, monkeypatch, anneal
     monkeypatch.setattr(evidence, "_WANTS_MORE", -1.0)
     monkeypatch.setattr(evidence, "_WANTS_ANNEALING", -1.0 if annealed else math.inf)
     monkeypatch.setattr(evidence, "_N_TEMPERATURES", 8)
-    monkeypatch.setattr(evidence, "_CHUNK", 64)
+    monkeypatch.setattr(evidence, "_FEW", 64)
     assert_calibrated_draws(
         nonlinear_energies(generator), lambda e, x: weighted_draws(e, x, generator), generator
     )
