@@ -29,7 +29,8 @@ from .particles import (
 from .partition import direct_log_partition, excess_tilt
 from .reference import PPCA, fit_ppca
 from .rows import Rows
-from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
+from .saddle import Evaluation, Outcome, Saddle, Schedule
+from .stage import Stage
 
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
 # no independence sweep renews the pool, at a hundredth.
@@ -268,8 +269,7 @@ class Trainer:
             evaluate=None if self.held_out is None else self._evaluate,
             report=lambda row, energy: report(row, lambda: self._snapshot(energy)),
         )
-        for stage in self.stages():
-            saddle.run(stage)
+        saddle.train(self.stages())
         model, diagnostics = self._finish(self.energy, self._seed(), self.noise)
         return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
 

@@ -10,6 +10,7 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
+    {"state"},
     {
         "_arrays",
         "networks",
@@ -25,7 +26,7 @@ LAYERS = [
     },
     {"reference", "annealing", "proposals", "completion"},
     {"energies"},
-    {"particles"},
+    {"particles", "stage"},
     {"evidence", "saddle"},
     {"partition"},
     {"model"},
