@@ -101,6 +101,9 @@ class Saddle:
     report : callable
         ``report(row, energy)`` receives every history row as it is made, and the averaged energy;
         returns whether to stop training.
+    keep : callable or None
+        ``keep(state)`` receives, after every evaluation, all that :meth:`train` needs to go on from
+        there.
     """
 
     def __init__(
@@ -114,11 +117,12 @@ class Saddle:
         generator: torch.Generator,
         evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
         report: Callable[[dict, JointEnergy], bool],
+        keep: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.energy, self.rows = energy, rows
         self.conditional, self.pool = conditional, pool
         self.schedule, self.generator = schedule, generator
-        self.evaluate, self.report = evaluate, report
+        self.evaluate, self.report, self.keep = evaluate, report, keep
         self.outcome = Outcome()
         self._passes = rows.batches(schedule.n_batches * schedule.batch_size, generator)
         # Batches whose latents have moved, and that no update was made from yet.
@@ -126,6 +130,7 @@ class Saddle:
         members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
         self._members = members.batches(schedule.negative_size, generator)
         self._good = self._changing()
+        self._index = 0
 
     def _visit(self) -> tuple[Tensor, Tensor]:
         """The completed rows and the latents of an update, ``(b, p or 1, d)``, ``(b, p, k)``."""
@@ -182,17 +187,21 @@ class Saddle:
             return self.energy.tilt(x, z)
         return self.energy(x, z)
 
-    def train(self, stages: list[Stage]) -> None:
-        """Train the stages in turn."""
-        for stage in stages:
-            self.run(stage)
+    def train(self, stages: list[Stage], saved: dict[str, Any] | None = None) -> None:
+        """Train the stages in turn, from the start or from where ``saved`` was kept."""
+        first = 0 if saved is None else saved["stage"]
+        for self._index in range(first, len(stages)):
+            self.run(stages[self._index], saved if self._index == first else None)
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: Stage, saved: dict[str, Any] | None = None) -> None:
         """Train one stage and leave the energy at its best (or last) averaged state."""
         if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
             return
         run = self._new_run(stage)
-        self._begin(run)
+        if saved is None:
+            self._begin(run)
+        else:
+            self._load(run, saved)
         while not (run.is_over or self.outcome.stopped):
             run.set_rate()
             gap = self.update(stage, run.optimizer)
@@ -225,6 +234,7 @@ class Saddle:
         self.outcome.gaps = []
         if run.stage.uses_pool:
             self._propose_from_data()
+        self._keep(run)
 
     def _take_stock(self, run: Run, gap: float) -> None:
         """Evaluate, keep the state if it is sound, and show the pool where the data are now."""
@@ -235,6 +245,31 @@ class Saddle:
             self._good = self._changing()
         if uses_pool:
             self._propose_from_data()
+        self._keep(run)
+
+    def _stateful(self, run: Run) -> dict[str, Any]:
+        """Everything that moves on in training and knows its own state."""
+        moving = {"passes": self._passes, "members": self._members}
+        return self._parts() | moving | {"run": run, "outcome": self.outcome}
+
+    def _keep(self, run: Run) -> None:
+        if self.keep is None:
+            return
+        states = {name: part.state_dict() for name, part in self._stateful(run).items()}
+        rest = {
+            "stage": self._index,
+            "waiting": self._waiting,
+            "good": self._good,
+            "generator": self.generator.get_state(),
+        }
+        self.keep(states | rest)
+
+    def _load(self, run: Run, saved: dict[str, Any]) -> None:
+        for name, part in self._stateful(run).items():
+            part.load_state_dict(saved[name])
+        self._waiting = [picks.to(self.rows.x.device) for picks in saved["waiting"]]
+        self._good = saved["good"]
+        self.generator.set_state(saved["generator"])
 
     def _assess(self, run: Run, gap: float) -> None:
         """Evaluate the average, where there are held-out rows, and enter it into the history."""

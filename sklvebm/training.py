@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -242,12 +243,18 @@ class Trainer:
         return sum(1 - (-stage.n_updates // self._evaluate_every) for stage in self.stages())
 
     def run(
-        self, report: Callable[[dict, Callable[[], Model]], bool]
+        self,
+        report: Callable[[dict, Callable[[], Model]], bool],
+        *,
+        keep: Callable[[dict[str, Any]], None] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> tuple[Model, Outcome, dict[str, float]]:
         """Train all stages and finish the model; returns it, what training did, diagnostics.
 
         ``report(row, snapshot)`` receives every row of the history, and a way to a model of that
-        moment; returns whether to stop training.
+        moment; returns whether to stop training. ``keep(state)`` receives the state of training at
+        every evaluation; a trainer of the same fit that is given it as ``saved`` goes on from there
+        as if nothing had happened.
         """
         options = self.options
         saddle = Saddle(
@@ -268,8 +275,11 @@ class Trainer:
             generator=self.generator,
             evaluate=None if self.held_out is None else self._evaluate,
             report=lambda row, energy: report(row, lambda: self._snapshot(energy)),
+            keep=None if keep is None else lambda state: keep(state | self._held_out_state()),
         )
-        saddle.train(self.stages())
+        if saved is not None:
+            self._load_held_out(saved)
+        saddle.train(self.stages(), saved)
         model, diagnostics = self._finish(self.energy, self._seed(), self.noise)
         return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
 
@@ -290,6 +300,13 @@ class Trainer:
         noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
         return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise)[0]
 
+    def _held_out_state(self) -> dict[str, Tensor | None]:
+        return {"held_out": self._held_out_particles}
+
+    def _load_held_out(self, saved: dict[str, Any]) -> None:
+        particles = saved["held_out"]
+        self._held_out_particles = None if particles is None else particles.to(self.device)
+
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows, by chains that go on from the last evaluation."""
         assert self.held_out is not None
@@ -308,7 +325,8 @@ class Trainer:
             n_keep=_N_KEEP,
             noise=self.noise,
         )
-        self._held_out_particles = kept[:, -_N_CHAINS:]
+        # A view would hold, and a file would carry, all that was kept.
+        self._held_out_particles = kept[:, -_N_CHAINS:].clone()
         # The same draws at every evaluation: differences between evaluations are less noisy.
         fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
         n_heavy = None if self._is_complete else k
@@ -328,7 +346,8 @@ class Trainer:
             )
             excess = excess_tilt(energy, x, posterior, members)
             value = log_z._replace(excess=excess).conservative
-        return Evaluation(self.held_out.mean(posterior.log_evidence) - value, value)
+        log_likelihood = self.held_out.mean(posterior.log_evidence) - value
+        return Evaluation(float(log_likelihood), float(value))
 
 
 _CPU = torch.device("cpu")

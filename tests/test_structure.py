@@ -22,6 +22,7 @@ LAYERS = [
         "report",
         "datasets",
         "rows",
+        "checkpoint",
         "reconstruction",
     },
     {"reference", "annealing", "proposals", "completion"},
