@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from sklearn.utils.validation import check_scalar
@@ -66,6 +68,21 @@ def checked_options(
         _DEFAULT_STEPS[options["dynamics"]] if n_steps is None else _integer("n_steps", n_steps, 1)
     )
     return options
+
+
+def checked_path(name: str, value: Any) -> Path | None:
+    """A path, or None.
+
+    Raises
+    ------
+    TypeError
+        If ``value`` is neither.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path or None, got {value!r}.")
+    return Path(value)
 
 
 def _real_or_auto(name: str, value: Any, default: Any, zero: bool = False) -> Any:

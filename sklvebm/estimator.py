@@ -6,7 +6,9 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +27,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from . import __version__
 from ._callbacks import BOOKKEEPING, CallbackSupportMixin, Reporter, with_callbacks
-from ._parameters import checked_options
+from ._parameters import checked_options, checked_path
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
 from .report import score_report
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from .checkpoint import Progress
     from .model import Model
 
 _FLOATS = (np.float64, np.float32)
@@ -132,6 +136,13 @@ class LVEBMEstimator(
         generators of numpy and torch are never used.
     device : str or torch.device, default="auto"
         "auto" takes CUDA where present, else the CPU.
+    checkpoint : str, path-like or None, default=None
+        File that ``fit`` writes its state to at every evaluation, all at once, and takes away when
+        it is done. Where it exists ``fit`` goes on from it, and ends as it would have without the
+        interruption, to the bit on the same machine and number of threads. It goes on only with
+        the same table, weights and parameters, and where ``random_state`` is no integer, from the
+        seed of the file. One file serves one fit at a time: give none in a search, whose fits would
+        share it. ``partial_fit`` writes none.
     verbose : int, default=0
         1 prints a line a stage, 2 a line an evaluation.
 
@@ -213,6 +224,7 @@ class LVEBMEstimator(
         warm_start=False,
         random_state=None,
         device="auto",
+        checkpoint=None,
         verbose=0,
     ):
         self.n_components = n_components
@@ -234,6 +246,7 @@ class LVEBMEstimator(
         self.warm_start = warm_start
         self.random_state = random_state
         self.device = device
+        self.checkpoint = checkpoint
         self.verbose = verbose
 
     # -- parameters ------------------------------------------------------------------------------
@@ -280,7 +293,7 @@ class LVEBMEstimator(
         Raises
         ------
         ValueError
-            If ``X`` or a parameter is invalid.
+            If ``X`` or a parameter is invalid, or ``checkpoint`` is damaged or of another fit.
         DivergenceError
             If training left the finite numbers and did not recover. As after an interrupt, the
             estimator is then what it was before the call.
@@ -291,7 +304,12 @@ class LVEBMEstimator(
             if not continued:
                 self._start_anew(X, weight)
             self.n_samples_seen_ = _count(weight)
-            self._train(X, weight, start=self._model if continued else None)
+            self._train(
+                X,
+                weight,
+                start=self._model if continued else None,
+                path=checked_path("checkpoint", self.checkpoint),
+            )
         return self
 
     @with_callbacks
@@ -394,8 +412,18 @@ class LVEBMEstimator(
             )
         self._random_state = np.random.RandomState(draw_seed(self.random_state))
 
-    def _train(self, X: NDArray, weight: NDArray, *, start: Model | None, **overrides: Any) -> None:
+    def _train(
+        self,
+        X: NDArray,
+        weight: NDArray,
+        *,
+        start: Model | None,
+        path: Path | None = None,
+        **overrides: Any,
+    ) -> None:
         from ._arrays import resolve_device
+        from .checkpoint import described
+        from .saddle import DivergenceError
         from .training import Options, Trainer
 
         spec = as_spec(self.energy)
@@ -412,10 +440,14 @@ class LVEBMEstimator(
             }
         )
         device = resolve_device(self.device)
+        spec = start.spec if start is not None else spec
+        progress = self._progress(
+            path, X, weight, start, energy=described(spec), device=str(device), **asdict(options)
+        )
         trainer = Trainer(
             self._standardise(X),
             weight,
-            start.spec if start is not None else spec,
+            spec,
             options,
             random_state=self._random_state,
             device=device,
@@ -424,7 +456,14 @@ class LVEBMEstimator(
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components
         report = self._reporter(X, trainer.n_evaluations)
-        model, outcome, diagnostics = trainer.run(report)
+        try:
+            model, outcome, diagnostics = trainer.run(
+                report, keep=progress.keep, saved=progress.saved
+            )
+        except DivergenceError:
+            # Going on from the file would end the same way.
+            progress.close()
+            raise
         report.close()
         self.__dict__.update(_attributes(model))
         self.n_iter_ = max(outcome.n_iter, 1)
@@ -440,7 +479,26 @@ class LVEBMEstimator(
             for name, value in last.items()
             if name.startswith(("acceptance", "energy_gap"))
         } | diagnostics
+        progress.close()
         self._warn(outcome.stopped)
+
+    def _progress(
+        self, path: Path | None, X: NDArray, weight: NDArray, start: Model | None, **settings: Any
+    ) -> Progress:
+        """Where this fit is written to; its random stream goes back to where the file says."""
+        from .checkpoint import Checkpoint, Progress, digest
+
+        if path is None:
+            return Progress(None, self._random_state)
+        tables = [X, weight, self._scaler.mean_, self._scaler.scale_]
+        is_seeded = isinstance(self.random_state, Integral)
+        identity = settings | {
+            "sklvebm": __version__,
+            "random_state": int(self.random_state) if is_seeded else "no integer",
+            "table": digest(tables),
+            "model gone on from": None if start is None else digest(start.arrays()),
+        }
+        return Progress(Checkpoint(path, identity), self._random_state)
 
     def _reporter(self, X: NDArray, n_evaluations: int) -> Reporter:
         context = self._init_callback_context(max_subtasks=n_evaluations)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from torch import Tensor
 
@@ -435,6 +436,11 @@ class Model:
             else:
                 total = total + reference.from_noise(state.position, z[:, None]).mean(1)
         return total / _N_BURN
+
+    def arrays(self) -> list[NDArray]:
+        """All its arrays, in an order that is always the same."""
+        state = self.to_arrays()
+        return [*state["parameters"].values(), state["start"], state["covariance"], state["pool"]]
 
     def to_arrays(self) -> dict[str, Any]:
         """Everything as plain numpy arrays and numbers, for pickles that outlive the device."""

@@ -27,12 +27,13 @@ from .langevin import (
     times_normal,
 )
 from .proposals import Proposal
+from .state import Stateful
 
 # Mean acceptance aimed at. Unadjusted chains get shorter steps, since nothing corrects their bias.
 ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
 
 
-class LangevinParticles:
+class LangevinParticles(Stateful):
     """Persistent particles z_i^p following dz = −∇_z E(x_i, z) dt + √2 dB.
 
     Parameters
@@ -48,6 +49,15 @@ class LangevinParticles:
     step_size : float or "auto"
     noise : Noise
     """
+
+    STATE = (
+        "position",
+        "covariance",
+        "step_size.log_value",
+        "preconditioner",
+        "acceptance",
+        "_n_visits",
+    )
 
     def __init__(
         self,
@@ -109,13 +119,15 @@ class LangevinParticles:
             self.preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
 
 
-class GaussianPosteriors:
+class GaussianPosteriors(Stateful):
     r"""A mean-field Gaussian q_i(z) = N(m_i, diag s_i²) for every datum, not amortised.
 
     Each visit takes natural-gradient steps on the ELBO E_q[log p(x_i, z)] + H(q), by the
     reparametrisation z = m + s ∘ ξ with antithetic ξ:
     m ← m + η s² ∘ ∇_m and log s ← log s + (η/2) ∇_{log s}.
     """
+
+    STATE = ("location", "log_scale")
 
     acceptance = float("nan")
 
@@ -161,12 +173,14 @@ class GaussianPosteriors:
         self.location[rows], self.log_scale[rows] = loc, log_scale
 
 
-class PointEstimates:
+class PointEstimates(Stateful):
     """The mode of p(z | x_i) for every datum (hard EM): preconditioned gradient ascent.
 
     Each datum has a step size of its own, halved when a step would lower the density (the step is
     then not taken) and grown by a tenth otherwise.
     """
+
+    STATE = ("location", "steps")
 
     acceptance = float("nan")
 
@@ -209,7 +223,7 @@ class PointEstimates:
 ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates
 
 
-class JointPool:
+class JointPool(Stateful):
     """Persistent joint negatives ũ_j, in the reference's coordinates ``v (m, k + d)``.
 
     With ``dynamics="mala"`` every member meets a fresh draw of ``proposal`` in an independence
@@ -220,6 +234,14 @@ class JointPool:
     ``proposal`` is N(0, I) at first. Whoever knows better where the law is sets it: any proposal
     leaves the law invariant.
     """
+
+    STATE = (
+        "position",
+        "proposal",
+        "step_size.log_value",
+        "acceptance",
+        "sweep_acceptance",
+    )
 
     def __init__(
         self,

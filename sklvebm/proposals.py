@@ -18,6 +18,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from .langevin import LogDensity, Noise, Preconditioner, regularised
+from .state import Stateful
 
 # Rows that a component with full covariance needs for each dimension, and the most components.
 _ROWS_A_DIMENSION, _MAX_COMPONENTS = 10, 20
@@ -29,7 +30,7 @@ _INFLATION = 1.5
 _CHUNK = 4096
 
 
-class Proposal:
+class Proposal(Stateful):
     """q(v) = Σ_c w_c N(v; m_c, C_c).
 
     Parameters
@@ -38,6 +39,8 @@ class Proposal:
     means : Tensor of shape (c, m)
     covariances : Tensor of shape (c, m, m)
     """
+
+    STATE = ("weights", "means", "shapes", "_offsets")
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.weights, self.means = weights, means

@@ -6,13 +6,14 @@ of the rows says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .state import Stateful
 
 
 def distinct_rows(X: NDArray, sample_weight: NDArray | None = None) -> tuple[NDArray, NDArray]:
@@ -69,10 +70,41 @@ class Rows:
         picks = order[torch.searchsorted(ends, points).clamp(max=len(self) - 1)]
         return picks[torch.randperm(len(self), generator=generator, device=self.x.device)]
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless passes over the rows, ``size`` at a time; what is left over is left out."""
-        size = min(size, len(self))
-        while True:
-            order = self.order(generator)
-            for start in range(0, len(self) - size + 1, size):
-                yield order[start : start + size]
+    def batches(self, size: int, generator: torch.Generator) -> Batches:
+        """Endless passes over the rows, ``size`` at a time; what is left over is left out.
+
+        Where ``size`` is more than the rows there are, it is so many whole passes as fit.
+        """
+        return Batches(self, size, generator)
+
+
+class Batches(Stateful):
+    """Endless batches of ``size`` picks: where a pass is, is a state that can be kept.
+
+    Parameters
+    ----------
+    rows : Rows
+    size : int
+        Above the number of rows, it is cut to a multiple of that.
+    generator : torch.Generator
+        Of the order of each pass.
+    """
+
+    STATE = ("order", "start")
+
+    def __init__(self, rows: Rows, size: int, generator: torch.Generator) -> None:
+        self.rows, self.generator = rows, generator
+        self.n_passes = max(1, size // len(rows))
+        self.size = min(size, self.n_passes * len(rows))
+        self.order = torch.empty(0, dtype=torch.long, device=rows.x.device)
+        self.start = 0
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self.start + self.size > len(self.order):
+            passes = [self.rows.order(self.generator) for _ in range(self.n_passes)]
+            self.order, self.start = torch.cat(passes), 0
+        self.start += self.size
+        return self.order[self.start - self.size : self.start]

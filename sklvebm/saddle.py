@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -25,11 +25,11 @@ from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
 from .proposals import Proposal
 from .rows import Rows
+from .stage import Run, Stage
+from .state import Stateful
 
 # Gradients of log-likelihoods a row beyond this norm are rare outliers, not directions.
 _MAX_GRADIENT_NORM = 10.0
-# γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
-_AVERAGING = 3.0
 _MAX_RECOVERIES = 5
 # Data this many nats below the negatives: the pool has lost the model. An equilibrated pool has a
 # gap near zero, and one that lags does not catch up while the energy keeps falling at the data.
@@ -39,19 +39,6 @@ _MAX_PROPOSED = 4096
 
 class DivergenceError(RuntimeError):
     """Training left the finite numbers and did not recover from the last good state."""
-
-
-class Stage(NamedTuple):
-    """What one part of training learns: ``name``, its ``parameters``, how long and how fast.
-
-    ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
-    """
-
-    name: str
-    parameters: list[nn.Parameter]
-    n_updates: int
-    rate: float
-    uses_pool: bool
 
 
 class Evaluation(NamedTuple):
@@ -80,67 +67,19 @@ class Schedule:
 
 
 @dataclass
-class Outcome:
+class Outcome(Stateful):
     """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool.
 
     ``stopped`` says whether whoever is reported to asked to stop.
     """
+
+    STATE = ("n_iter", "converged", "stopped", "history", "gaps")
 
     n_iter: int = 0
     converged: bool = True
     stopped: bool = False
     history: list[dict[str, float | int | str]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-
-
-class _Snapshot:
-    """A copy of everything an update changes, to return to when one goes wrong."""
-
-    def __init__(self, energy: nn.Module, flows: list[ConditionalFlow | JointPool]) -> None:
-        self.state = copy.deepcopy(energy.state_dict())
-        self.flows = [copy.deepcopy(_tensors_of(flow)) for flow in flows]
-
-    def restore(self, energy: nn.Module, flows: list[ConditionalFlow | JointPool]) -> None:
-        energy.load_state_dict(self.state)
-        for flow, tensors in zip(flows, self.flows, strict=True):
-            vars(flow).update(copy.deepcopy(tensors))
-
-
-def _tensors_of(flow: ConditionalFlow | JointPool) -> dict[str, object]:
-    return {name: value for name, value in vars(flow).items() if name != "noise"}
-
-
-class _Keeper:
-    """The best averaged state so far by held-out log-likelihood; the current one without it."""
-
-    def __init__(self, average: JointEnergy, schedule: Schedule) -> None:
-        self.average, self.schedule = average, schedule
-        self.best = -math.inf
-        self.best_state: dict[str, Tensor] | None = None
-        self.n_stale = 0
-
-    def note(self, value: float) -> None:
-        """Compare the current average, which scores ``value``, with the best."""
-        first = self.best_state is None
-        improved = value > self.best + self.schedule.tol
-        self.n_stale = 0 if improved or first else self.n_stale + 1
-        if value > self.best or first:
-            self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether improvements have been missing for long enough to stop."""
-        return self.n_stale >= self.schedule.n_iter_no_change
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the last evaluation was no improvement; true where nothing is evaluated."""
-        return self.best_state is None or self.n_stale > 0
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """Parameters to keep."""
-        return self.average.state_dict() if self.best_state is None else self.best_state
 
 
 class Saddle:
@@ -162,6 +101,9 @@ class Saddle:
     report : callable
         ``report(row, energy)`` receives every history row as it is made, and the averaged energy;
         returns whether to stop training.
+    keep : callable or None
+        ``keep(state)`` receives, after every evaluation, all that :meth:`train` needs to go on from
+        there.
     """
 
     def __init__(
@@ -175,27 +117,33 @@ class Saddle:
         generator: torch.Generator,
         evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
         report: Callable[[dict, JointEnergy], bool],
+        keep: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.energy, self.rows = energy, rows
         self.conditional, self.pool = conditional, pool
         self.schedule, self.generator = schedule, generator
-        self.evaluate, self.report = evaluate, report
+        self.evaluate, self.report, self.keep = evaluate, report, keep
         self.outcome = Outcome()
-        self._data = self._visits()
+        self._batch_size = min(schedule.batch_size, len(rows))
+        self._passes = rows.batches(schedule.n_batches * self._batch_size, generator)
+        # Batches whose latents have moved, and that no update was made from yet.
+        self._waiting: list[Tensor] = []
         members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
         self._members = members.batches(schedule.negative_size, generator)
+        self._good = self._changing()
+        self._index = 0
 
-    def _visits(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The completed rows and the latents of each update, ``(b, p or 1, d)``, ``(b, p, k)``."""
-        n, size = len(self.rows), self.schedule.batch_size
-        for picks in self.rows.batches(self.schedule.n_batches * size, self.generator):
-            # A row of large weight is picked more than once, and moves once.
+    def _visit(self) -> tuple[Tensor, Tensor]:
+        """The completed rows and the latents of an update, ``(b, p or 1, d)``, ``(b, p, k)``."""
+        if not self._waiting:
+            picks = next(self._passes)
+            # A row of large weight, or of a small table, is picked more than once, and moves once.
             moving = picks.unique()
             self.conditional.advance(moving, self.energy.posterior(self.rows.x[moving]))
-            for batch in picks.split(size):
-                # What is left over at the end, if less than half a batch, would be noise.
-                if 2 * len(batch) >= min(size, n):
-                    yield self._completed(batch)
+            # What is left over at the end, if less than half a batch, would be noise.
+            batches = picks.split(self._batch_size)
+            self._waiting = [b.clone() for b in batches if 2 * len(b) >= self._batch_size]
+        return self._completed(self._waiting.pop(0))
 
     @torch.no_grad()
     def _completed(self, picks: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -205,7 +153,7 @@ class Saddle:
         """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        x, z = next(self._data)
+        x, z = self._visit()
         if stage.uses_pool:
             self.pool.advance(self.energy.log_tilt, next(self._members))
             negatives = self.energy.reference.split(self.pool.position)
@@ -239,80 +187,123 @@ class Saddle:
             return self.energy.tilt(x, z)
         return self.energy(x, z)
 
-    def run(self, stage: Stage) -> None:
+    def train(self, stages: list[Stage], saved: dict[str, Any] | None = None) -> None:
+        """Train the stages in turn, from the start or from where ``saved`` was kept."""
+        first = 0 if saved is None else saved["stage"]
+        for self._index in range(first, len(stages)):
+            self.run(stages[self._index], saved if self._index == first else None)
+
+    def run(self, stage: Stage, saved: dict[str, Any] | None = None) -> None:
         """Train one stage and leave the energy at its best (or last) averaged state."""
         if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
             return
-        average, optimizer = copy.deepcopy(self.energy), self._optimizer(stage)
-        keeper, good = _Keeper(average, self.schedule), self._snapshot()
-        self._assess(stage, keeper, math.nan)
-        self.outcome.gaps = []
-        if stage.uses_pool:
-            self._propose_from_data()
-        step = last = recoveries = 0
-        while step < stage.n_updates and not (keeper.is_stale or self.outcome.stopped):
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * _cosine(step / stage.n_updates)
-            gap = self.update(stage, optimizer)
+        run = self._new_run(stage)
+        if saved is None:
+            self._begin(run)
+        else:
+            self._load(run, saved)
+        while not (run.is_over or self.outcome.stopped):
+            run.set_rate()
+            gap = self.update(stage, run.optimizer)
             if not math.isfinite(gap) or (stage.uses_pool and gap < -_MAX_GAP):
-                recoveries += 1
-                self._recover(stage, good, optimizer, recoveries, step, gap)
-                average.load_state_dict(self.energy.state_dict())
+                self._recover(run, gap)
                 continue
-            step += 1
+            run.count()
             self.outcome.n_iter += 1
             if stage.uses_pool:
                 self.outcome.gaps.append(gap)
-            _average(average, self.energy, step)
-            if step - last == self.schedule.evaluate_every or step == stage.n_updates:
-                last = step
-                self._assess(stage, keeper, gap if stage.uses_pool else math.nan)
-                if not stage.uses_pool or gap > -_MAX_GAP / 4:
-                    good = self._snapshot()
-                if stage.uses_pool:
-                    self._propose_from_data()
-        self.energy.load_state_dict(keeper.state)
-        self.outcome.converged &= keeper.is_settled and not self.outcome.stopped
+            if run.step - run.last == self.schedule.evaluate_every or run.step == stage.n_updates:
+                self._take_stock(run, gap)
+        self.energy.load_state_dict(run.keeper.state)
+        self.outcome.converged &= run.keeper.is_settled and not self.outcome.stopped
 
-    def _assess(self, stage: Stage, keeper: _Keeper, gap: float) -> None:
+    def _new_run(self, stage: Stage) -> Run:
+        schedule = self.schedule
+        return Run(
+            stage,
+            self.energy,
+            learning_rate=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            tol=schedule.tol,
+            patience=schedule.n_iter_no_change,
+        )
+
+    def _begin(self, run: Run) -> None:
+        self._good = self._changing()
+        self._assess(run, math.nan)
+        self.outcome.gaps = []
+        if run.stage.uses_pool:
+            self._propose_from_data()
+        self._keep(run)
+
+    def _take_stock(self, run: Run, gap: float) -> None:
+        """Evaluate, keep the state if it is sound, and show the pool where the data are now."""
+        run.last = run.step
+        uses_pool = run.stage.uses_pool
+        self._assess(run, gap if uses_pool else math.nan)
+        if not uses_pool or gap > -_MAX_GAP / 4:
+            self._good = self._changing()
+        if uses_pool:
+            self._propose_from_data()
+        self._keep(run)
+
+    def _stateful(self, run: Run) -> dict[str, Any]:
+        """Everything that moves on in training and knows its own state."""
+        moving = {"passes": self._passes, "members": self._members}
+        return self._parts() | moving | {"run": run, "outcome": self.outcome}
+
+    def _keep(self, run: Run) -> None:
+        if self.keep is None:
+            return
+        states = {name: part.state_dict() for name, part in self._stateful(run).items()}
+        rest = {
+            "stage": self._index,
+            "waiting": self._waiting,
+            "good": self._good,
+            "generator": self.generator.get_state(),
+        }
+        self.keep(states | rest)
+
+    def _load(self, run: Run, saved: dict[str, Any]) -> None:
+        for name, part in self._stateful(run).items():
+            part.load_state_dict(saved[name])
+        self._waiting = [picks.to(self.rows.x.device) for picks in saved["waiting"]]
+        self._good = saved["good"]
+        self.generator.set_state(saved["generator"])
+
+    def _assess(self, run: Run, gap: float) -> None:
         """Evaluate the average, where there are held-out rows, and enter it into the history."""
         evaluation = None
         if self.evaluate is not None:
-            evaluation = self.evaluate(keeper.average, stage.uses_pool)
-            keeper.note(evaluation.log_likelihood)
-        self._record(stage, gap, evaluation, keeper.average)
+            evaluation = self.evaluate(run.average, run.stage.uses_pool)
+            run.keeper.note(evaluation.log_likelihood)
+        self._record(run.stage, gap, evaluation, run.average)
 
-    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
-        matrices = {id(p) for p in self.energy.decayed_parameters()}
-        decayed = [p for p in stage.parameters if id(p) in matrices]
-        free = [p for p in stage.parameters if id(p) not in matrices]
-        lr = stage.rate * self.schedule.learning_rate
-        groups = [
-            {"params": decayed, "weight_decay": self.schedule.weight_decay, "base_lr": lr},
-            {"params": free, "weight_decay": 0.0, "base_lr": lr},
-        ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+    def _parts(self) -> dict[str, Any]:
+        """What an update changes, and what can be brought back after a bad one."""
+        return {"energy": self.energy, "conditional": self.conditional, "pool": self.pool}
 
-    def _snapshot(self) -> _Snapshot:
-        return _Snapshot(self.energy, [self.conditional, self.pool])
+    def _changing(self) -> dict[str, Any]:
+        return {name: copy.deepcopy(part.state_dict()) for name, part in self._parts().items()}
 
-    def _recover(self, stage, good, optimizer, recoveries, step, gap) -> None:
+    def _recover(self, run: Run, gap: float) -> None:
         """Return to the last good state with a third of the learning rate, or give up."""
-        lr = optimizer.param_groups[0]["base_lr"]
-        if recoveries > _MAX_RECOVERIES:
+        name, step = run.stage.name, run.step
+        run.recoveries += 1
+        if run.recoveries > _MAX_RECOVERIES:
+            lr = run.optimizer.param_groups[0]["base_lr"]
             raise DivergenceError(
-                f"training diverged in the {stage.name} stage at update {step}: the energy gap was "
+                f"training diverged in the {name} stage at update {step}: the energy gap was "
                 f"{gap}, after {_MAX_RECOVERIES} returns to the last good state, the last at "
                 f"a learning rate of {lr:.2g}. Try a smaller learning_rate or step_size, "
                 "dynamics='mala', or data without extreme values."
             )
-        good.restore(self.energy, [self.conditional, self.pool])
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            group["base_lr"] /= 3
+        for part, state in self._good.items():
+            self._parts()[part].load_state_dict(state)
+        lr = run.cool()
         warnings.warn(
-            f"the {stage.name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
-            f"continues from the last good state at a learning rate of {lr / 3:.2g}.",
+            f"the {name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
+            f"continues from the last good state at a learning rate of {lr:.2g}.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -333,18 +324,3 @@ class Saddle:
             row["log_partition"] = evaluation.log_partition
         self.outcome.history.append(row)
         self.outcome.stopped |= bool(self.report(row, average))
-
-
-def _cosine(fraction: float) -> float:
-    """From one to zero."""
-    return 0.5 * (1 + math.cos(math.pi * fraction))
-
-
-@torch.no_grad()
-def _average(average: nn.Module, current: nn.Module, step: int) -> None:
-    """Polynomial-decay average of the parameters (Shamir and Zhang 2013, ICML 28(1)).
-
-    Its memory grows with the number of updates, so that it suits stages of any length.
-    """
-    weight = (_AVERAGING + 1) / (_AVERAGING + step)
-    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from .particles import (
 from .partition import direct_log_partition, excess_tilt
 from .reference import PPCA, fit_ppca
 from .rows import Rows
-from .saddle import Evaluation, Outcome, Saddle, Schedule, Stage
+from .saddle import Evaluation, Outcome, Saddle, Schedule
+from .stage import Stage
 
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
 # no independence sweep renews the pool, at a hundredth.
@@ -244,12 +246,18 @@ class Trainer:
         return sum(1 - (-stage.n_updates // self._evaluate_every) for stage in self.stages())
 
     def run(
-        self, report: Callable[[dict, Callable[[], Model]], bool]
+        self,
+        report: Callable[[dict, Callable[[], Model]], bool],
+        *,
+        keep: Callable[[dict[str, Any]], None] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> tuple[Model, Outcome, dict[str, float]]:
         """Train all stages and finish the model; returns it, what training did, diagnostics.
 
         ``report(row, snapshot)`` receives every row of the history, and a way to a model of that
-        moment; returns whether to stop training.
+        moment; returns whether to stop training. ``keep(state)`` receives the state of training at
+        every evaluation; a trainer of the same fit that is given it as ``saved`` goes on from there
+        as if nothing had happened.
         """
         options = self.options
         saddle = Saddle(
@@ -270,9 +278,11 @@ class Trainer:
             generator=self.generator,
             evaluate=None if self.held_out is None else self._evaluate,
             report=lambda row, energy: report(row, lambda: self._snapshot(energy)),
+            keep=None if keep is None else lambda state: keep(state | self._held_out_state()),
         )
-        for stage in self.stages():
-            saddle.run(stage)
+        if saved is not None:
+            self._load_held_out(saved)
+        saddle.train(self.stages(), saved)
         model, diagnostics = self._finish(self.energy, self._seed(), self.noise)
         return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
 
@@ -293,6 +303,13 @@ class Trainer:
         noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
         return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise)[0]
 
+    def _held_out_state(self) -> dict[str, Tensor | None]:
+        return {"held_out": self._held_out_modes}
+
+    def _load_held_out(self, saved: dict[str, Any]) -> None:
+        modes = saved["held_out"]
+        self._held_out_modes = None if modes is None else modes.to(self.device)
+
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows, from modes that are followed from evaluation on."""
         assert self.held_out is not None
@@ -303,7 +320,8 @@ class Trainer:
         like = x.new_empty(1, 1).expand(_N_CANDIDATES, self._held_out_modes.shape[1])
         begun = starts(self._held_out_modes, self.noise.normal(like), density, _N_STARTS)
         found = laplace(begun, covariance, density, n_steps=_N_CLIMB)
-        self._held_out_modes = found.mean[:, 0]
+        # A view would hold, and a file would carry, all that was found.
+        self._held_out_modes = found.mean[:, 0].clone()
         # The same draws at every evaluation: differences between evaluations are less noisy.
         fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
         posterior = importance(
@@ -322,7 +340,8 @@ class Trainer:
             )
             excess = excess_tilt(energy, x, posterior, members)
             value = log_z._replace(excess=excess).conservative
-        return Evaluation(self.held_out.mean(posterior.log_evidence) - value, value)
+        log_likelihood = self.held_out.mean(posterior.log_evidence) - value
+        return Evaluation(float(log_likelihood), float(value))
 
 
 _CPU = torch.device("cpu")

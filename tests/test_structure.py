@@ -10,6 +10,7 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
+    {"state"},
     {
         "_arrays",
         "networks",
@@ -21,11 +22,12 @@ LAYERS = [
         "report",
         "datasets",
         "rows",
+        "checkpoint",
         "reconstruction",
     },
     {"reference", "annealing", "proposals", "completion", "mixtures"},
     {"energies", "laplace"},
-    {"particles"},
+    {"particles", "stage"},
     {"evidence", "saddle"},
     {"partition"},
     {"model"},

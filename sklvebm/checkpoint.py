@@ -1,0 +1,182 @@
+"""The file that a fit goes on from: what is in it, whose it is, how it is written.
+
+It is one line that names the format, one line with the SHA-256 of the rest, and the rest: what
+``torch.save`` makes of tensors and plain values, read with ``weights_only=True``. No code is run by
+reading it, and a byte that went wrong is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_FORMAT = b"sklvebm checkpoint 1\n"
+
+
+class Checkpoint:
+    """What a fit knows at its last evaluation, in a file.
+
+    Parameters
+    ----------
+    path : Path
+    identity : dict
+        What makes the fit this fit and no other: plain values by their names. A file of another
+        fit is never gone on from, nor written over.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+
+    def read(self) -> dict[str, Any] | None:
+        """The state in the file, on the CPU; None where there is no file.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or of another fit, or could not be written later.
+        """
+        if not self.path.parent.is_dir():
+            raise ValueError(f"checkpoint={str(self.path)!r}: there is no such folder.")
+        if not self.path.exists():
+            return None
+        content = _unsealed(self.path)
+        differing = _differences(content["identity"], self.identity)
+        if differing:
+            raise ValueError(
+                f"{self.path} is the checkpoint of another fit: {'; '.join(differing)}. It was "
+                "left as it is. Fit as it was begun to go on from it; delete it, or choose another "
+                "checkpoint, to start anew."
+            )
+        return content["state"]
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace what the file holds, all at once: whatever fails, the old content is kept."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "state": state}, buffer)
+        payload = buffer.getvalue()
+        seal = hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        _replace(self.path, [_FORMAT, seal, payload])
+
+    def remove(self) -> None:
+        """The fit is over."""
+        self.path.unlink(missing_ok=True)
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        form, seal, payload = file.readline(100), file.readline(100), file.read()
+    if form != _FORMAT:
+        raise ValueError(
+            f"{path} is no checkpoint of this version of sklvebm; it was left as it is."
+        )
+    if hashlib.sha256(payload).hexdigest().encode() + b"\n" != seal:
+        raise ValueError(
+            f"the checkpoint {path} is damaged: its content is not what was written. Delete it, or "
+            "put an older copy in its place."
+        )
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
+    """Write beside the file, to the disk, then rename: a rename within a folder is atomic."""
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    # The rename is on the disk once its folder is; some systems cannot open one.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def digest(arrays: Iterable[NDArray]) -> str:
+    """A name for the shapes, types and contents of ``arrays``: equal where these are."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()[:16]
+
+
+def described(value: Any) -> str:
+    """``value`` in words that are the same in every process: no addresses, no defaults left out."""
+    if hasattr(value, "get_params"):
+        params = value.get_params(deep=False)
+        inner = ", ".join(f"{name}={described(params[name])}" for name in sorted(params))
+        return f"{type(value).__name__}({inner})"
+    return (
+        f"{value.__module__}.{value.__qualname__}"
+        if hasattr(value, "__qualname__")
+        else repr(value)
+    )
+
+
+class Progress:
+    """A fit's way into its file and back: nothing at all where there is none.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint or None
+    random_state : RandomState
+        Of the fit, before its first draw; put back to what it was then when the file was begun.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, random_state: np.random.RandomState) -> None:
+        self.checkpoint = checkpoint
+        content = None if checkpoint is None else checkpoint.read()
+        self.saved: dict[str, Any] | None = None
+        if content is not None:
+            self.saved = content["training"]
+            _set_state(random_state, content["random_state"])
+        self._random_state = _state_of(random_state)
+
+    @property
+    def keep(self) -> Callable[[dict[str, Any]], None] | None:
+        """Takes the state of training; None where nobody asks for it."""
+        return None if self.checkpoint is None else self._write
+
+    def _write(self, training: dict[str, Any]) -> None:
+        assert self.checkpoint is not None
+        self.checkpoint.write({"random_state": self._random_state, "training": training})
+
+    def close(self) -> None:
+        """The fit is over."""
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+
+
+def _state_of(random_state: np.random.RandomState) -> list[Any]:
+    """The state of ``random_state`` in plain values."""
+    _, key, *rest = random_state.get_state(legacy=True)
+    return [np.asarray(key).tolist(), *rest]
+
+
+def _set_state(random_state: np.random.RandomState, state: list[Any]) -> None:
+    random_state.set_state(("MT19937", np.array(state[0], dtype=np.uint32), *state[1:]))

@@ -1,0 +1,156 @@
+"""One stage of training: what it learns, and the state of being part of the way through it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .energies._joint import JointEnergy
+from .state import Stateful
+
+# γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
+_AVERAGING = 3.0
+
+
+class Stage(NamedTuple):
+    """What one part of training learns: ``name``, its ``parameters``, how long and how fast.
+
+    ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    n_updates: int
+    rate: float
+    uses_pool: bool
+
+
+class Keeper(Stateful):
+    """The best averaged state so far by held-out log-likelihood; the current one without it.
+
+    Parameters
+    ----------
+    average : JointEnergy
+    tol : float
+        Gain that counts as an improvement.
+    patience : int
+        Evaluations without improvement after which to stop.
+    """
+
+    STATE = ("best", "best_state", "n_stale")
+
+    def __init__(self, average: JointEnergy, *, tol: float, patience: int) -> None:
+        self.average, self.tol, self.patience = average, tol, patience
+        self.best = -math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.n_stale = 0
+
+    def note(self, value: float) -> None:
+        """Compare the current average, which scores ``value``, with the best."""
+        first = self.best_state is None
+        improved = value > self.best + self.tol
+        self.n_stale = 0 if improved or first else self.n_stale + 1
+        if value > self.best or first:
+            self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether improvements have been missing for long enough to stop."""
+        return self.n_stale >= self.patience
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last evaluation was no improvement; true where nothing is evaluated."""
+        return self.best_state is None or self.n_stale > 0
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters to keep."""
+        return self.average.state_dict() if self.best_state is None else self.best_state
+
+
+class Run(Stateful):
+    """How far a stage is: its optimizer, the average of its parameters, the best one, its counts.
+
+    Parameters
+    ----------
+    stage : Stage
+    energy : JointEnergy
+        Trained by the stage.
+    learning_rate, weight_decay : float
+    tol : float
+    patience : int
+        As in :class:`Keeper`.
+    """
+
+    STATE = ("average", "optimizer", "keeper", "step", "last", "recoveries")
+
+    def __init__(
+        self,
+        stage: Stage,
+        energy: JointEnergy,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        tol: float,
+        patience: int,
+    ) -> None:
+        self.stage, self.energy = stage, energy
+        self.average = copy.deepcopy(energy)
+        self.optimizer = _optimizer(stage, energy, learning_rate, weight_decay)
+        self.keeper = Keeper(self.average, tol=tol, patience=patience)
+        # Updates made, updates at the last evaluation, returns to the last good state.
+        self.step = self.last = self.recoveries = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all updates are made, or improvements have been missing for too long."""
+        return self.step >= self.stage.n_updates or self.keeper.is_stale
+
+    def set_rate(self) -> None:
+        """The learning rate of the coming update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * _cosine(self.step / self.stage.n_updates)
+
+    def cool(self) -> float:
+        """Forget the optimizer's moments, go on at a third of the learning rate; returns that."""
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["base_lr"] /= 3
+        self.average.load_state_dict(self.energy.state_dict())
+        return self.optimizer.param_groups[0]["base_lr"]
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """An update was made; enter it into the average.
+
+        Polynomial-decay average of the parameters (Shamir and Zhang 2013, ICML 28(1)). Its memory
+        grows with the number of updates, so that it suits stages of any length.
+        """
+        self.step += 1
+        weight = (_AVERAGING + 1) / (_AVERAGING + self.step)
+        average: list[Tensor] = list(self.average.parameters())
+        torch._foreach_lerp_(average, list(self.energy.parameters()), weight)
+
+
+def _optimizer(
+    stage: Stage, energy: JointEnergy, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    matrices = {id(p) for p in energy.decayed_parameters()}
+    decayed = [p for p in stage.parameters if id(p) in matrices]
+    free = [p for p in stage.parameters if id(p) not in matrices]
+    lr = stage.rate * learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay, "base_lr": lr},
+        {"params": free, "weight_decay": 0.0, "base_lr": lr},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+def _cosine(fraction: float) -> float:
+    """From one to zero."""
+    return 0.5 * (1 + math.cos(math.pi * fraction))

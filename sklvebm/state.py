@@ -1,0 +1,53 @@
+"""State in torch's manner, ``state_dict`` and ``load_state_dict``, for what is no torch module.
+
+One mechanism serves the return from a divergence and the file that a fit goes on from. A state is
+made of dicts, lists, tuples, tensors and plain values, which ``torch.load(weights_only=True)``
+reads: a file of it runs no code.
+"""
+
+from __future__ import annotations
+
+import copy
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor
+
+
+class Stateful:
+    """The state of the attributes named in ``STATE``; dotted names reach into attributes.
+
+    It shares nothing with the object, whose other attributes are its configuration.
+    """
+
+    STATE: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that changes."""
+        return {name: _packed(attrgetter(name)(self)) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to ``state``, which may have been kept on another device."""
+        for name in self.STATE:
+            owner, _, last = name.rpartition(".")
+            target = attrgetter(owner)(self) if owner else self
+            setattr(target, last, _unpacked(getattr(target, last), state[name]))
+
+
+def _packed(value: Any) -> Any:
+    if hasattr(value, "state_dict"):
+        return copy.deepcopy(value.state_dict())
+    # A named tuple would need its class to be read again.
+    return tuple(map(_packed, value)) if isinstance(value, tuple) else copy.deepcopy(value)
+
+
+def _unpacked(current: Any, saved: Any) -> Any:
+    """``saved`` in the form of ``current``: where that has a state of its own, it is filled."""
+    if hasattr(current, "load_state_dict"):
+        current.load_state_dict(copy.deepcopy(saved))
+        return current
+    if isinstance(current, tuple):
+        return type(current)(*map(_unpacked, current, saved))
+    if isinstance(current, Tensor):
+        return saved.to(current.device, copy=True)
+    return copy.deepcopy(saved)
