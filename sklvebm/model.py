@@ -417,7 +417,8 @@ class Model:
 
         return cls(
             arrays["spec"],
-            energy.to(device),
+            # As training left it: in another mode torch takes other paths, which round otherwise.
+            energy.to(device).eval().requires_grad_(False),
             tensor("start"),
             tensor("covariance"),
             tensor("pool"),

@@ -17,6 +17,7 @@ LAYERS = [
         "tails",
         "_parameters",
         "_callbacks",
+        "_format",
         "diagnostics",
         "report",
         "datasets",
