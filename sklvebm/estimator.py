@@ -26,6 +26,7 @@ from sklearn.utils.validation import (
 
 from ._callbacks import BOOKKEEPING, CallbackSupportMixin, Reporter, with_callbacks
 from ._format import checked, stamped
+from ._links import DocumentedMixin
 from ._parameters import checked_options
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
@@ -58,7 +59,11 @@ def _attributes(model: Model) -> dict[str, Any]:
 
 
 class LVEBMEstimator(
-    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    DocumentedMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Latent-variable energy-based model.
 

@@ -18,6 +18,7 @@ LAYERS = [
         "_parameters",
         "_callbacks",
         "_format",
+        "_links",
         "diagnostics",
         "report",
         "datasets",
