@@ -41,6 +41,7 @@ def fitted(request, X):
         LVEBMEstimator(energy="linear"),
     ]
 )
+@pytest.mark.slow
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -105,6 +106,7 @@ class TestAnswers:
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert np.square(found - X).sum() < np.square(model.decode(model.transform(X)) - X).sum()
 
+    @pytest.mark.slow
     def test_reconstruction_undoes_the_shrinkage(self, rng):
         """Nearly round data: posterior means hardly vary, and E[x | z = mean] says next to nothing.
 
@@ -206,6 +208,7 @@ class TestParameters:
         assert (default_weight_decay(2), default_weight_decay(10**6)) == (3.0, 0.03)
         assert auto.partial_fit(X[:7]).n_samples_seen_ == len(X) + 7
 
+    @pytest.mark.slow
     def test_every_parameter_changes_something(self, X):
         """No option is accepted and ignored."""
         base = quick(n_components=2).fit(X).score_samples(X)
@@ -292,6 +295,7 @@ class TestCustomEnergy:
 
 
 class TestContinuing:
+    @pytest.mark.slow
     def test_partial_fit_learns(self):
         X = StandardScaler().fit_transform(load_wine().data)
         model = quick(n_components=3)
@@ -314,6 +318,7 @@ class TestContinuing:
             model.partial_fit(X)
         assert model.score(X) > before
 
+    @pytest.mark.slow
     def test_warm_start_goes_on(self):
         X = StandardScaler().fit_transform(load_wine().data)
         model = quick(n_components=3, warm_start=True, early_stopping=False).fit(X)
@@ -335,6 +340,7 @@ class TestSearches:
         pipe = make_pipeline(StandardScaler(), quick(n_components=3), LogisticRegression())
         assert pipe.fit(X, y).score(X, y) > 0.8
 
+    @pytest.mark.slow
     def test_grid_search_is_the_same_on_two_workers(self, X, one_thread):
         grid = {"n_components": [1, 2], "energy__hidden_layer_sizes": [(8,), (16, 16)]}
         scores = [
@@ -343,6 +349,7 @@ class TestSearches:
         ]
         np.testing.assert_array_equal(*scores)
 
+    @pytest.mark.slow
     def test_cross_val_score_is_the_same_on_two_workers(self, X, one_thread):
         scores = [cross_val_score(quick(n_components=2), X, cv=3, n_jobs=n) for n in (1, 2)]
         np.testing.assert_array_equal(*scores)

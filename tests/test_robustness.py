@@ -257,6 +257,7 @@ class TestBadInput:
             "one feature",
         ],
     )
+    @pytest.mark.slow
     def test_awkward_tables_fit_finitely(self, X, make, energy):
         data = make(X)
         model = quick(energy=energy, n_components=3).fit(data)
@@ -273,6 +274,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="overflows"):
             quick().fit(X * 1e200)
 
+    @pytest.mark.slow
     def test_a_row_beyond_all_bounds_scores_low_and_harms_no_other(self, X):
         model = quick().fit(X)
         beyond = np.full((2, 4), [[1e12], [1e200]])
