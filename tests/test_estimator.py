@@ -161,6 +161,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("inference", ["langevin", "variational", "map"])
     @pytest.mark.parametrize("dynamics", ["mala", "ula"])
+    @pytest.mark.slow
     def test_every_flow_trains(self, X, inference, dynamics):
         model = quick(inference=inference, dynamics=dynamics, n_components=2).fit(X)
         assert np.isfinite(model.score(X))
@@ -198,6 +199,7 @@ class TestParameters:
         with pytest.raises(ValueError, match=r"must|device"):
             quick(**{parameter: value}).fit(X)
 
+    @pytest.mark.slow
     def test_auto_weight_decay_follows_the_rows_seen(self, X):
         """400 / n: the number given is the number that "auto" stands for, bit for bit."""
         auto = quick().fit(X)
@@ -233,6 +235,7 @@ class TestParameters:
             other = quick(**{"n_components": 2, name: value}).fit(X).score_samples(X)
             assert not np.array_equal(base, other), name
 
+    @pytest.mark.slow
     def test_stopping_parameters(self, X):
         patient = quick(max_iter=400, tol=0.0, n_iter_no_change=100).fit(X)
         assert patient.n_iter_ == 400
@@ -328,6 +331,7 @@ class TestContinuing:
         assert not torch.equal(parameters, model._model.energy.reference.loc)
         assert model.score(X) > first - 0.5
 
+    @pytest.mark.slow
     def test_without_warm_start_a_fit_starts_anew(self, X):
         model = quick().fit(X)
         first = model.score(X)
