@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint bench bench-quick clean
+PIP := python -m pip install -q --disable-pip-version-check
+# What a wrong build or an old dependency would break. The wheel is tested with these, less those
+# marked slow; the oldest dependencies with all of these and the training.
+QUICK := $(addprefix tests/test_,packaging.py structure.py interfaces.py callbacks.py docs.py \
+	displays.py outliers.py robustness.py estimator.py)
+
+.PHONY: install demo test docs lint bench bench-quick dist wheel-test test-min clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
+
+install: $(VENV)/.installed  ## .venv with the package in it
 
 demo: $(VENV)/.installed  ## digits, end to end: a pipeline, a grid search, a comparison, a picture
 	$(BIN)/python benchmarks/demo.py
@@ -41,5 +49,27 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: $(VENV)/.installed  ## the source release and the wheel, into dist
+	$(BIN)/$(PIP) -c constraints.txt build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+# The tests run in the unpacked source release. -P: its own sklvebm is not on the path, the wheel's is.
+wheel-test: dist  ## both into a clean environment, and the quick tests against the wheel there
+	rm -rf .venv-wheel build/sdist
+	mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
+	test -z "$$(git ls-files ':!:.*' | while read f; do test -e "build/sdist/$$f" || echo "$$f"; done)"
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/$(PIP) -c constraints.txt "$$(ls dist/*.whl)[test]"
+	cd build/sdist && OMP_NUM_THREADS=1 ../../.venv-wheel/bin/python -P -m pytest -n auto \
+		--installed -m "not slow" $(QUICK)
+
+test-min:  ## these and the slow ones against the oldest dependencies that are declared
+	rm -rf .venv-min
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/$(PIP) -c constraints-min.txt -e ".[plot,progress,persist,test]"
+	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto $(QUICK) tests/test_training.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build docs/auto_gallery docs/api/generated
+	rm -rf $(VENV) .venv-wheel .venv-min build dist *.egg-info docs/_build docs/auto_gallery docs/api/generated

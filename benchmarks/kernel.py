@@ -1,4 +1,4 @@
-"""What one Langevin step costs, ours beside torchebm's and blackjax's and the matrix products alone.
+"""What one Langevin step costs: ours beside torchebm, blackjax and the matrix products alone.
 
 Run ``python benchmarks/kernel.py`` (a few minutes, one thread). It prints the table, writes
 ``benchmarks/results/kernel.json`` and puts the table into ``docs/scale.md``. What is not installed

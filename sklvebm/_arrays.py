@@ -31,6 +31,14 @@ def resolve_device(device: Any) -> torch.device:
     return resolved
 
 
+def device_or_cpu(device: str) -> torch.device:
+    """The device that a model was fitted on where there is such a one, else the CPU."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return torch.device("cpu")
+
+
 def to_tensor(array: NDArray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor copy of ``array`` (which may be read-only)."""
     if dtype is None:

@@ -18,7 +18,6 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -29,6 +28,8 @@ from sklearn.utils.validation import (
 
 from . import __version__
 from ._callbacks import BOOKKEEPING, CallbackSupportMixin, Reporter, with_callbacks
+from ._format import checked, stamped
+from ._links import DocumentedMixin
 from ._parameters import checked_options, checked_path
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
@@ -62,7 +63,11 @@ def _attributes(model: Model) -> dict[str, Any]:
 
 
 class LVEBMEstimator(
-    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    DocumentedMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Latent-variable energy-based model.
 
@@ -399,6 +404,8 @@ class LVEBMEstimator(
 
         Fits and unseeded draws take their seeds from that stream.
         """
+        from sklearn.preprocessing import StandardScaler
+
         from ._arrays import draw_seed
 
         unseen = np.isnan(X).all(axis=0)
@@ -531,21 +538,19 @@ class LVEBMEstimator(
     def _model(self) -> Model:
         """The torch model, rebuilt from arrays when first needed after loading."""
         if not hasattr(self, "_model_cache"):
-            import torch
-
+            from ._arrays import device_or_cpu
             from .model import Model
 
-            wanted = torch.device(self.device_)
-            here = wanted.type != "cuda" or torch.cuda.is_available()
-            self._model_cache = Model.from_arrays(
-                self._model_state, wanted if here else torch.device("cpu")
-            )
+            self._model_cache = Model.from_arrays(self._model_state, device_or_cpu(self.device_))
         return self._model_cache
 
     def __getstate__(self):
         state = dict(super().__getstate__())
         state.pop("_model_cache", None)
-        return state
+        return stamped(state) if "_model_state" in state else state
+
+    def __setstate__(self, state):
+        super().__setstate__(checked(state, type(self)))
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_model_state")

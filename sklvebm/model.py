@@ -468,12 +468,12 @@ class Model:
 
         return cls(
             arrays["spec"],
-            energy.to(device),
+            # As training left it: in another mode torch takes other paths, which round otherwise.
+            energy.to(device).eval().requires_grad_(False),
             tensor("start"),
             tensor("covariance"),
             tensor("pool"),
             LogPartition(*arrays["log_partition"]),
             arrays["seed"],
-            # Files of versions before this one have none.
-            arrays.get("n_starts", 1),
+            arrays["n_starts"],
         )

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import _safe_indexing, check_array, get_tags
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from ._links import DocumentedMixin
 from .estimator import LVEBMEstimator
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _ONE_IN = 20
 _HELD_OUT, _ENOUGH, _LARGEST_HELD_OUT = 0.2, 19, 0.5
 
 
-class LVEBMOutlierDetector(OutlierMixin, BaseEstimator):
+class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
     r"""Outliers as rows of low log-density.
 
     A density p is fitted to the rows, and a row is an outlier where log p(x) < ``offset_``: outside

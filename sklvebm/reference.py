@@ -63,7 +63,7 @@ def fit_ppca(
     missing = np.isnan(X)
     loc = np.average(np.where(missing, 0.0, X), axis=0, weights=sample_weight)
     filled = np.where(missing, loc, X)
-    covariance = np.atleast_2d(np.cov(filled, rowvar=False, bias=True, aweights=sample_weight))
+    covariance = np.atleast_2d(np.cov(filled.T, bias=True, aweights=sample_weight))
     ppca = _principal(loc, covariance, n_components, min_scale)
     if missing.any():
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, float)

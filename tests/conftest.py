@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import sklvebm
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -17,10 +19,17 @@ def pytest_addoption(parser):
         default=None,
         help="Seed of every random test; a fresh one by default. Replay a failure with its seed.",
     )
+    parser.addoption(
+        "--installed",
+        action="store_true",
+        help="Refuse to test a package that lies anywhere else than in site-packages.",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    if config.option.installed and "site-packages" not in sklvebm.__file__:
+        raise pytest.UsageError(f"{sklvebm.__file__} is not the installed package")
     # Workers of pytest-xdist receive the option from their controller, so all share one seed.
     if config.option.seed is None:
         config.option.seed = secrets.randbits(32)

@@ -108,3 +108,26 @@ def test_examples_are_whole(example):
     lines = ast.get_docstring(ast.parse(example.read_text())).splitlines()
     assert len(lines) > 2
     assert lines[1] == "=" * len(lines[0])
+
+
+def test_the_optuna_example_runs():
+    """On fewer and shorter fits than the site's; some are pruned there."""
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("sklearn.callback")
+    pytest.importorskip("matplotlib").use("Agg")
+    source = (DOCS / "gallery" / "plot_11_optuna.py").read_text()
+    for long, short in (("n_trials=10", "n_trials=2"), ("max_iter=400", "max_iter=20")):
+        assert source.count(long) == 1
+        source = source.replace(long, short)
+    exec(compile(source, "plot_11_optuna.py", "exec"), names := {})
+    trials = names["study"].trials
+    assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * 2
+    assert all(len(trial.intermediate_values) > 1 for trial in trials)
+
+    class Hopeless:
+        report = staticmethod(lambda value, step: None)
+        should_prune = staticmethod(lambda: True)
+
+    model = names["LVEBMEstimator"](2, max_iter=20).set_callbacks(names["Report"](Hopeless))
+    with pytest.raises(optuna.TrialPruned):
+        model.fit(names["X_train"])

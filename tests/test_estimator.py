@@ -41,6 +41,7 @@ def fitted(request, X):
         LVEBMEstimator(energy="linear"),
     ]
 )
+@pytest.mark.slow
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -105,6 +106,7 @@ class TestAnswers:
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert np.square(found - X).sum() < np.square(model.decode(model.transform(X)) - X).sum()
 
+    @pytest.mark.slow
     def test_reconstruction_undoes_the_shrinkage(self, rng):
         """Nearly round data: posterior means hardly vary, and E[x | z = mean] says next to nothing.
 
@@ -159,6 +161,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("inference", ["langevin", "variational", "map"])
     @pytest.mark.parametrize("dynamics", ["mala", "ula"])
+    @pytest.mark.slow
     def test_every_flow_trains(self, X, inference, dynamics):
         model = quick(inference=inference, dynamics=dynamics, n_components=2).fit(X)
         assert np.isfinite(model.score(X))
@@ -196,6 +199,7 @@ class TestParameters:
         with pytest.raises(ValueError, match=r"must|device"):
             quick(**{parameter: value}).fit(X)
 
+    @pytest.mark.slow
     def test_auto_weight_decay_follows_the_rows_seen(self, X):
         """400 / n: the number given is the number that "auto" stands for, bit for bit."""
         auto = quick().fit(X)
@@ -206,6 +210,7 @@ class TestParameters:
         assert (default_weight_decay(2), default_weight_decay(10**6)) == (3.0, 0.03)
         assert auto.partial_fit(X[:7]).n_samples_seen_ == len(X) + 7
 
+    @pytest.mark.slow
     def test_every_parameter_changes_something(self, X):
         """No option is accepted and ignored."""
         base = quick(n_components=2).fit(X).score_samples(X)
@@ -230,6 +235,7 @@ class TestParameters:
             other = quick(**{"n_components": 2, name: value}).fit(X).score_samples(X)
             assert not np.array_equal(base, other), name
 
+    @pytest.mark.slow
     def test_stopping_parameters(self, X):
         patient = quick(max_iter=400, tol=0.0, n_iter_no_change=100).fit(X)
         assert patient.n_iter_ == 400
@@ -292,6 +298,7 @@ class TestCustomEnergy:
 
 
 class TestContinuing:
+    @pytest.mark.slow
     def test_partial_fit_learns(self):
         X = StandardScaler().fit_transform(load_wine().data)
         model = quick(n_components=3)
@@ -314,6 +321,7 @@ class TestContinuing:
             model.partial_fit(X)
         assert model.score(X) > before
 
+    @pytest.mark.slow
     def test_warm_start_goes_on(self):
         X = StandardScaler().fit_transform(load_wine().data)
         model = quick(n_components=3, warm_start=True, early_stopping=False).fit(X)
@@ -323,6 +331,7 @@ class TestContinuing:
         assert not torch.equal(parameters, model._model.energy.reference.loc)
         assert model.score(X) > first - 0.5
 
+    @pytest.mark.slow
     def test_without_warm_start_a_fit_starts_anew(self, X):
         model = quick().fit(X)
         first = model.score(X)
@@ -335,6 +344,7 @@ class TestSearches:
         pipe = make_pipeline(StandardScaler(), quick(n_components=3), LogisticRegression())
         assert pipe.fit(X, y).score(X, y) > 0.8
 
+    @pytest.mark.slow
     def test_grid_search_is_the_same_on_two_workers(self, X, one_thread):
         grid = {"n_components": [1, 2], "energy__hidden_layer_sizes": [(8,), (16, 16)]}
         scores = [
@@ -343,6 +353,7 @@ class TestSearches:
         ]
         np.testing.assert_array_equal(*scores)
 
+    @pytest.mark.slow
     def test_cross_val_score_is_the_same_on_two_workers(self, X, one_thread):
         scores = [cross_val_score(quick(n_components=2), X, cv=3, n_jobs=n) for n in (1, 2)]
         np.testing.assert_array_equal(*scores)

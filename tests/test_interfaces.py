@@ -1,13 +1,17 @@
 """What other libraries see: safe files, frames, the HTML of a notebook, the docstrings."""
 
 import io
+from email.message import Message
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.datasets import load_iris
 from sklearn.utils import estimator_html_repr
+from sklearn.utils.fixes import parse_version
 
-from sklvebm import LVEBMEstimator, LVEBMOutlierDetector
+from sklvebm import LVEBMEstimator, LVEBMOutlierDetector, TiltedEnergy
+from sklvebm._links import documentation
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,43 @@ def test_frames_out(model, X, library):
 def test_html_shows_what_was_fitted(model):
     text = estimator_html_repr(model)
     assert "LVEBMEstimator" in text
+    if parse_version(sklearn.__version__) < parse_version("1.9"):
+        pytest.skip("scikit-learn before 1.9 shows no fitted attributes")
     assert "log_partition_" in text
+
+
+@pytest.mark.parametrize(
+    ("made", "page"),
+    [
+        (LVEBMEstimator, "sklvebm.LVEBMEstimator"),
+        (LVEBMOutlierDetector, "sklvebm.LVEBMOutlierDetector"),
+        (TiltedEnergy, "sklvebm.energies.TiltedEnergy"),
+    ],
+)
+def test_html_links_to_the_reference(made, page, monkeypatch):
+    """Where the metadata name its address; nowhere else, and never from a class of another's."""
+    monkeypatch.setattr("sklvebm._links.documentation", lambda: "https://docs.example")
+    link = f'href="https://docs.example/api/generated/{page}.html"'
+    assert link in estimator_html_repr(made())
+    theirs = type("Theirs", (made,), {"__module__": "theirs"})
+    assert theirs()._get_doc_link() == ""
+    monkeypatch.setattr("sklvebm._links.documentation", lambda: "")
+    assert "href" not in estimator_html_repr(made())
+
+
+@pytest.mark.parametrize(
+    ("urls", "home"),
+    [
+        (["Source, https://a.example", "Documentation, https://b.example/"], "https://b.example"),
+        (None, ""),
+    ],
+)
+def test_the_references_address_is_the_metadatas(urls, home, monkeypatch):
+    message = Message()
+    for url in urls or ():
+        message["Project-URL"] = url
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: message)
+    assert documentation.__wrapped__() == home
 
 
 @pytest.mark.parametrize("cls", [LVEBMEstimator, LVEBMOutlierDetector])

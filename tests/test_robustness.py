@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
+import warnings
 
 import joblib
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sklvebm import LVEBMEstimator
 from sklvebm.saddle import DivergenceError, Saddle
@@ -19,6 +23,10 @@ from sklvebm.saddle import DivergenceError, Saddle
 
 def quick(**params):
     return LVEBMEstimator(**{"max_iter": 40, "pool_size": 256, "random_state": 0, **params})
+
+
+def closed_form():
+    return LVEBMEstimator(2, energy="linear", random_state=0)
 
 
 def run_python(code: str, *args: str) -> str:
@@ -116,6 +124,75 @@ for i, model in enumerate((
         blob = pickle.dumps(quick().fit(X))
         assert b"torch" not in blob
 
+    @pytest.mark.parametrize("energy", ["tilted", "free", "linear"])
+    def test_the_loaded_module_is_frozen(self, X, energy):
+        """As the fitted one: no gradients, no layer in training."""
+        loaded = in_pickle(quick(energy=energy).fit(X))
+        module = loaded._model.energy
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert not any(part.training for part in module.modules())
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps"])
+    def test_a_model_of_an_absent_device_answers_on_the_cpu(self, X, device):
+        model = closed_form().fit(X)
+        expected = model.score_samples(X)
+        model.device_ = device
+        loaded = pickle.loads(pickle.dumps(model))
+        if loaded._model.device.type != "cpu":
+            pytest.skip(f"{device} is here")
+        np.testing.assert_allclose(loaded.score_samples(X), expected, atol=1e-5)
+        assert np.isfinite(loaded.sample(3)).all()
+
+
+def in_pickle(estimator):
+    return pickle.loads(pickle.dumps(estimator))
+
+
+def in_skops(estimator):
+    sio = pytest.importorskip("skops.io")
+    blob = sio.dumps(estimator)
+    return sio.loads(blob, trusted=sio.get_untrusted_types(data=blob))
+
+
+@pytest.mark.parametrize("saved", [in_pickle, in_skops])
+class TestOtherVersions:
+    def test_the_same_format_loads_and_says_who_saved_it(self, X, saved, monkeypatch):
+        model = closed_form().fit(X)
+        monkeypatch.setattr("sklvebm._format.__version__", "0.0.9")
+        state = model.__getstate__()
+        monkeypatch.undo()
+        monkeypatch.setattr(LVEBMEstimator, "__getstate__", lambda self: state)
+        with pytest.warns(UserWarning, match=r"saved by sklvebm 0\.0\.9 and loaded by"):
+            loaded = saved(model)
+        np.testing.assert_array_equal(loaded.score_samples(X), model.score_samples(X))
+
+    @pytest.mark.parametrize("stamp", [{"version": "9.9", "format": 99}, None])
+    def test_another_format_is_refused(self, X, saved, stamp, monkeypatch):
+        """Of a later version, or of one before there were stamps."""
+        model = closed_form().fit(X)
+        state = model.__getstate__() | {"_saved_by": stamp}
+        if stamp is None:
+            del state["_saved_by"]
+        monkeypatch.setattr(LVEBMEstimator, "__getstate__", lambda self: state)
+        version = "9.9" if stamp else "(unknown)"
+        with pytest.raises(ValueError, match=re.escape(f"saved by sklvebm {version}")):
+            saved(make_pipeline(StandardScaler(), model))
+
+    def test_a_parameter_of_later_takes_its_default(self, X, saved, monkeypatch):
+        model = closed_form().fit(X)
+        state = model.__getstate__()
+        del state["weight_decay"]
+        monkeypatch.setattr(LVEBMEstimator, "__getstate__", lambda self: state)
+        loaded = saved(model)
+        assert loaded.get_params()["weight_decay"] == "auto"
+        np.testing.assert_array_equal(loaded.transform(X), model.transform(X))
+
+    def test_within_a_version_nothing_is_said(self, X, saved):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = saved(closed_form().fit(X))
+        assert "_saved_by" not in vars(loaded)
+
 
 class TestBadInput:
     @pytest.mark.parametrize("bad", [np.inf, -np.inf])
@@ -180,6 +257,7 @@ class TestBadInput:
             "one feature",
         ],
     )
+    @pytest.mark.slow
     def test_awkward_tables_fit_finitely(self, X, make, energy):
         data = make(X)
         model = quick(energy=energy, n_components=3).fit(data)
@@ -196,6 +274,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="overflows"):
             quick().fit(X * 1e200)
 
+    @pytest.mark.slow
     def test_a_row_beyond_all_bounds_scores_low_and_harms_no_other(self, X):
         model = quick().fit(X)
         beyond = np.full((2, 4), [[1e12], [1e200]])

@@ -18,6 +18,8 @@ LAYERS = [
         "tails",
         "_parameters",
         "_callbacks",
+        "_format",
+        "_links",
         "diagnostics",
         "report",
         "datasets",

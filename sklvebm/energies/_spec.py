@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from .._links import DocumentedMixin
+
 if TYPE_CHECKING:
     import torch
 
     from ._joint import JointEnergy
 
 
-class EnergySpec(BaseEstimator):
+class EnergySpec(DocumentedMixin, BaseEstimator):
     """Hyper-parameters of an energy, and how to build it.
 
     A specification is to ``LVEBMEstimator`` what a kernel is to ``GaussianProcessRegressor``: it
