@@ -46,7 +46,19 @@ def casp(seed):
 
 
 def wine(seed):
-    split = TABLES["wine"].split(seed)
+    return real("wine", seed)
+
+
+def diabetes(seed):
+    return real("diabetes", seed)
+
+
+def breast_cancer(seed):
+    return real("breast cancer", seed)
+
+
+def real(name, seed):
+    split = TABLES[name].split(seed)
     return split.X_train, split.X_test, None
 
 
@@ -70,6 +82,11 @@ CELLS = [
     ("casp", casp, "mixing=True", {"energy": TiltedEnergy(mixing=True)}),
     ("wine", wine, "defaults", {}),
     ("wine", wine, "weight_decay=0.3", {"weight_decay": 0.3}),
+    ("wine", wine, "max_iter=3000", {"max_iter": 3000}),
+    ("diabetes", diabetes, "defaults", {}),
+    ("diabetes", diabetes, "max_iter=3000", {"max_iter": 3000}),
+    ("breast cancer", breast_cancer, "defaults", {}),
+    ("breast cancer", breast_cancer, "max_iter=3000", {"max_iter": 3000}),
     ("20 uniform rows", uniform, "defaults", {}),
     (
         "20 uniform rows",

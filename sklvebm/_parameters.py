@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_scalar
 
 _CHOICES = {"inference": ("langevin", "variational", "map"), "dynamics": ("mala", "ula")}
 _SMALLEST = {
-    "max_iter": 1,
     "batch_size": 1,
     "n_particles": 1,
     "pool_size": 2,
@@ -21,6 +20,8 @@ _POSITIVE = ("learning_rate", "validation_fraction")
 _NOT_NEGATIVE = ("tol",)
 # Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md).
 _DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
+# Small tables are learned, and over-learned, in fewer updates (docs/choices.md).
+_UPDATES_A_ROW, _FEWEST_UPDATES, _MOST_UPDATES = 3, 1500, 3000
 # An unadjusted chain takes short steps, so it takes more of them.
 _DEFAULT_STEPS = {"mala": 4, "ula": 10}
 
@@ -33,6 +34,11 @@ def default_components(n_features: int) -> int:
 def default_weight_decay(n_samples: float) -> float:
     """400 / n, within .03 and 3."""
     return min(max(_DECAY_TIMES_ROWS / n_samples, _SMALLEST_DECAY), _LARGEST_DECAY)
+
+
+def default_max_iter(n_samples: float) -> int:
+    """Three updates a row, within 1,500 and 3,000."""
+    return round(min(max(_UPDATES_A_ROW * n_samples, _FEWEST_UPDATES), _MOST_UPDATES))
 
 
 def checked_options(
@@ -56,7 +62,10 @@ def checked_options(
         options[name] = _real(name, parameters[name], zero=name in _NOT_NEGATIVE)
     if options["validation_fraction"] >= 1:
         raise ValueError("validation_fraction must be less than 1.")
-    k, n_steps = parameters["n_components"], parameters["n_steps"]
+    k, n_steps, max_iter = (parameters[name] for name in ("n_components", "n_steps", "max_iter"))
+    options["max_iter"] = (
+        default_max_iter(n_samples) if max_iter == "auto" else _integer("max_iter", max_iter, 1)
+    )
     options["step_size"] = _real_or_auto("step_size", parameters["step_size"], "auto")
     options["weight_decay"] = _real_or_auto(
         "weight_decay", parameters["weight_decay"], default_weight_decay(n_samples), zero=True

@@ -101,8 +101,9 @@ class LVEBMEstimator(
         "mala": Metropolis-adjusted Langevin steps for both flows, and independence sweeps from the
         reference for the joint one. "ula": the unadjusted Langevin steps of [1]_ and nothing else,
         whose stationary laws are biased by O(step size).
-    max_iter : int, default=3000
-        Largest number of parameter updates, over both stages (reference, then tilt).
+    max_iter : int or "auto", default="auto"
+        Largest number of parameter updates, over both stages (reference, then tilt). "auto" is
+        three a row, within 1,500 and 3,000.
     batch_size : int, default=64
         Rows an update.
     n_particles : int, default=2
@@ -214,7 +215,7 @@ class LVEBMEstimator(
         energy="tilted",
         inference="langevin",
         dynamics="mala",
-        max_iter=3000,
+        max_iter="auto",
         batch_size=64,
         n_particles=2,
         n_steps=None,
@@ -516,8 +517,8 @@ class LVEBMEstimator(
         found = []
         if not self.converged_ and not stopped:
             found.append(
-                f"the held-out log-likelihood was still rising at max_iter={self.max_iter} "
-                "updates; increase max_iter."
+                "the held-out log-likelihood was still rising when training ended, after "
+                f"{self.n_iter_} updates; increase max_iter."
             )
         estimate = self._model.log_partition
         if estimate.disagrees:

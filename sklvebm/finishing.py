@@ -109,7 +109,7 @@ def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> None:
     candidates = noise.normal(guess[:1].expand(_N_CANDIDATES, -1))
     answers = []
     for n_starts in (_MANY_STARTS, 1):
-        begun = starts(guess, candidates, density, n_starts)
+        begun = starts(guess, spread, candidates, density, n_starts)
         found = laplace(begun, spread, density, n_steps=_N_CLIMB)
         answers.append(importance(density, found, spread=spread, sizes=_SIZES, noise=noise))
     many, one = answers

@@ -17,9 +17,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .langevin import LogDensity, State, init, regularised
+from .langevin import LogDensity, Preconditioner, State, init, regularised
 from .mixtures import Guess
 
+# Least distance between two starts, in typical standard deviations.
+_APART = 2.0
 # Longest step, in standard deviations of the current estimate.
 _MAX_STEP = 4.0
 # A step along which the curvature is less than this share of what H says teaches nothing: H would
@@ -30,14 +32,26 @@ _SHRINK, _GROW = 0.3, 2.0
 _EVEN = 0.5
 
 
-def starts(guess: Tensor, candidates: Tensor, log_density: LogDensity, n_starts: int) -> Tensor:
-    """``guess (n, m)`` and the densest of ``candidates (p, m)`` for each row: ``(n, c, m)``."""
-    if n_starts == 1:
-        return guess[:, None]
-    offered = candidates.expand(len(guess), *candidates.shape)
-    with torch.no_grad():
-        best = log_density(offered).topk(n_starts - 1, dim=1).indices
-    return torch.cat([guess[:, None], offered.take_along_dim(best[..., None], 1)], 1)
+def starts(
+    guess: Tensor, covariance: Tensor, candidates: Tensor, log_density: LogDensity, n_starts: int
+) -> Tensor:
+    """``guess (n, m)`` and dense ones of ``candidates (p, m)`` for each row: ``(n, c, m)``.
+
+    One after the other, each the densest of those that lie apart from all before, by the metric of
+    ``covariance (m, m)`` or ``(n, m, m)``: the densest of all may share one peak.
+    """
+    begun = [guess]
+    if n_starts > 1:
+        factor = Preconditioner.from_covariance(regularised(covariance)).inverse_factor
+        offered = candidates.expand(len(guess), *candidates.shape)
+        with torch.no_grad():
+            value = log_density(offered)
+        value = torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf)
+        for _ in range(n_starts - 1):
+            gap = (offered - begun[-1][:, None]) @ factor.transpose(-1, -2)
+            value = value.masked_fill(gap.square().sum(-1) < _APART**2, -torch.inf)
+            begun.append(offered.take_along_dim(value.argmax(1)[:, None, None], 1)[:, 0])
+    return torch.stack(begun, 1)
 
 
 def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_steps: int) -> Guess:
@@ -96,7 +110,8 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def _peaks(state: State, inverse: Tensor, first: Tensor) -> Guess:
     """Where the climbers stand as a mixture, weighted by the mass that each peak seems to have."""
-    factor, failed = torch.linalg.cholesky_ex(regularised(inverse))
+    inverse = regularised(inverse)
+    factor, failed = torch.linalg.cholesky_ex(inverse)
     # Rounding can cost the estimate its definiteness where the density is steep.
     inverse = torch.where((failed != 0)[..., None, None], first, inverse)
     log_det = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
@@ -108,7 +123,7 @@ def _peaks(state: State, inverse: Tensor, first: Tensor) -> Guess:
     distinct = torch.ones_like(height, dtype=torch.bool)
     for i in range(1, height.shape[1]):
         gap = position[:, i : i + 1] - position[:, :i]
-        distance = (gap * _times(torch.linalg.inv(regularised(inverse[:, :i])), gap)).sum(-1)
+        distance = (gap * _times(torch.linalg.inv(inverse[:, :i]), gap)).sum(-1)
         distinct[:, i] = ~((distance < 1) & distinct[:, :i]).any(1)
     mass = torch.softmax((height + log_det - height[:, :1]).masked_fill(~distinct, -torch.inf), 1)
     even = distinct / distinct.sum(1, keepdim=True)

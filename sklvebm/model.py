@@ -225,7 +225,7 @@ class Model:
         density = self.energy.posterior(x)
         like = centre.new_empty(1, 1, 1).expand(1, _N_CANDIDATES, centre.shape[1])
         candidates = noise.normal(like)[0]
-        begun = starts(centre, candidates, density, self.n_starts)
+        begun = starts(centre, spread, candidates, density, self.n_starts)
         return laplace(begun, spread, density, n_steps=_N_CLIMB)
 
     @by_completeness

@@ -318,7 +318,8 @@ class Trainer:
         if self._held_out_modes is None:
             self._held_out_modes = self._first_guess(x)[0]
         like = x.new_empty(1, 1).expand(_N_CANDIDATES, self._held_out_modes.shape[1])
-        begun = starts(self._held_out_modes, self.noise.normal(like), density, _N_STARTS)
+        candidates = self.noise.normal(like)
+        begun = starts(self._held_out_modes, covariance, candidates, density, _N_STARTS)
         found = laplace(begun, covariance, density, n_steps=_N_CLIMB)
         # A view would hold, and a file would carry, all that was found.
         self._held_out_modes = found.mean[:, 0].clone()

@@ -65,15 +65,21 @@ def test_two_modes_are_found_and_weighed():
     torch.testing.assert_close(weights, torch.tensor([0.6, 0.4]).double(), rtol=0, atol=0.03)
 
 
-def test_the_best_candidates_are_taken(generator):
+def test_the_best_candidates_that_lie_apart_are_taken(generator):
     _, _, log_density = gaussian(generator)
     guess, candidates = normal(generator, N, K), normal(generator, 50, K)
-    begun = starts(guess, candidates, log_density, 4)
-    assert begun.shape == (N, 4, K)
+    begun = starts(guess, eye(), candidates, log_density, 3)
+    assert begun.shape == (N, 3, K)
     torch.testing.assert_close(begun[:, 0], guess)
     values = log_density(candidates.expand(N, 50, K))
-    torch.testing.assert_close(log_density(begun[:, 1:]), values.topk(3, dim=1).values)
-    torch.testing.assert_close(starts(guess, candidates, log_density, 1), guess[:, None])
+    for row in range(N):
+        taken = [guess[row]]
+        for start in begun[row, 1:]:
+            allowed = torch.stack([(candidates - other).norm(dim=1) >= 2 for other in taken]).all(0)
+            best = values[row].masked_fill(~allowed, -torch.inf).argmax()
+            torch.testing.assert_close(start, candidates[best], rtol=0, atol=0)
+            taken.append(start)
+    torch.testing.assert_close(starts(guess, eye(), candidates, log_density, 1), guess[:, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
