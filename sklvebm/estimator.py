@@ -181,6 +181,10 @@ class LVEBMEstimator(
     ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
     and fixed by ``fit``: the same row gets the same answer in any batch.
 
+    Where a process group of ``torch.distributed`` is initialised, its processes fit one model: each
+    calls ``fit`` with the same table and parameters, and all end with the same model. Rows and pool
+    are shared out; ``batch_size`` and ``pool_size`` are those of all processes together.
+
     References
     ----------
     .. [1] Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
@@ -298,6 +302,8 @@ class LVEBMEstimator(
         DivergenceError
             If training left the finite numbers and did not recover. As after an interrupt, the
             estimator is then what it was before the call.
+        LostRankError
+            A RuntimeError: of the processes that fit together, another one ended.
         """
         with self._all_or_nothing():
             continued = self.warm_start and hasattr(self, "_model_state")

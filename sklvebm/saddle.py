@@ -138,7 +138,8 @@ class Saddle:
         self._waiting: list[Tensor] = []
         members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
         self._members = members.batches(schedule.negative_size, generator)
-        self._good = self._changing()
+        # The last good state, and the stage that is trained: of no meaning before one begins.
+        self._good: dict[str, Any] = {}
         self._index = 0
 
     def _visit(self) -> tuple[Tensor, Tensor]:
