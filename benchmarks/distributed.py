@@ -72,6 +72,8 @@ def main() -> None:
             f"ranks apart by {apart:.1e} nats"
         )
     if size > 1:
+        # Nobody leaves while another still talks.
+        dist.barrier()
         dist.destroy_process_group()
 
 
