@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .distributed import Group
+
 _FORMAT = b"sklvebm checkpoint 1\n"
 
 
@@ -145,31 +147,51 @@ class Progress:
     ----------
     checkpoint : Checkpoint or None
     random_state : RandomState
-        Of the fit, before its first draw; put back to what it was then when the file was begun.
+        Of the fit, before its first draw; put back to what it was then when the file was begun,
+        and on all ranks to what it is on rank 0.
+    group : Group
+        The ranks that fit together. Rank 0 reads and writes for all: one file, of one moment.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, random_state: np.random.RandomState) -> None:
-        self.checkpoint = checkpoint
-        content = None if checkpoint is None else checkpoint.read()
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        random_state: np.random.RandomState,
+        group: Group,
+    ) -> None:
+        self.checkpoint, self.group = checkpoint, group
+        content = None if checkpoint is None else group.from_first(checkpoint.read)
         self.saved: dict[str, Any] | None = None
         if content is not None:
-            self.saved = content["training"]
+            self.saved = content["common"] | content["own"][group.rank]
             _set_state(random_state, content["random_state"])
-        self._random_state = _state_of(random_state)
+        self._random_state = group.from_first(lambda: _state_of(random_state))
+        _set_state(random_state, self._random_state)
 
     @property
-    def keep(self) -> Callable[[dict[str, Any]], None] | None:
-        """Takes the state of training; None where nobody asks for it."""
+    def keep(self) -> Callable[[dict[str, Any], dict[str, Any]], None] | None:
+        """Takes the state of training, common and own; None where nobody asks for it."""
         return None if self.checkpoint is None else self._write
 
-    def _write(self, training: dict[str, Any]) -> None:
+    def _write(self, common: dict[str, Any], own: dict[str, Any]) -> None:
         assert self.checkpoint is not None
-        self.checkpoint.write({"random_state": self._random_state, "training": training})
+        write, seed = self.checkpoint.write, self._random_state
+        every = self.group.collect(_on_cpu(own))
+        self.group.from_first(lambda: write({"random_state": seed, "common": common, "own": every}))
 
     def close(self) -> None:
         """The fit is over."""
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.group.rank == 0:
             self.checkpoint.remove()
+
+
+def _on_cpu(value: Any) -> Any:
+    """A state whose tensors can be sent to a process that has not this device."""
+    if isinstance(value, dict):
+        return {name: _on_cpu(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_cpu, value))
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _state_of(random_state: np.random.RandomState) -> list[Any]:

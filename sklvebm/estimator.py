@@ -27,7 +27,7 @@ from sklearn.utils.validation import (
 )
 
 from . import __version__
-from ._callbacks import BOOKKEEPING, CallbackSupportMixin, Reporter, with_callbacks
+from ._callbacks import BOOKKEEPING, CallbackSupportMixin, NoContext, Reporter, with_callbacks
 from ._format import checked, stamped
 from ._links import DocumentedMixin
 from ._parameters import checked_options, checked_path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .checkpoint import Progress
+    from .distributed import Group
     from .model import Model
 
 _FLOATS = (np.float64, np.float32)
@@ -186,6 +187,10 @@ class LVEBMEstimator(
     ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
     and fixed by ``fit``: the same row gets the same answer in any batch.
 
+    Where a process group of ``torch.distributed`` is initialised, its processes fit one model: each
+    calls ``fit`` with the same table and parameters, and all end with the same model. Rows and pool
+    are shared out; ``batch_size`` and ``pool_size`` are those of all processes together.
+
     References
     ----------
     .. [1] Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
@@ -303,6 +308,8 @@ class LVEBMEstimator(
         DivergenceError
             If training left the finite numbers and did not recover. As after an interrupt, the
             estimator is then what it was before the call.
+        LostRankError
+            A RuntimeError: of the processes that fit together, another one ended.
         """
         with self._all_or_nothing():
             continued = self.warm_start and hasattr(self, "_model_state")
@@ -431,6 +438,7 @@ class LVEBMEstimator(
     ) -> None:
         from ._arrays import resolve_device
         from .checkpoint import described
+        from .distributed import Group
         from .saddle import DivergenceError
         from .training import Options, Trainer
 
@@ -449,9 +457,9 @@ class LVEBMEstimator(
         )
         device = resolve_device(self.device)
         spec = start.spec if start is not None else spec
-        progress = self._progress(
-            path, X, weight, start, energy=described(spec), device=str(device), **asdict(options)
-        )
+        group = Group.found()
+        settings = asdict(options) | {"energy": described(spec), "device": device.type}
+        progress = self._progress(path, X, weight, start, group, settings)
         trainer = Trainer(
             self._standardise(X),
             weight,
@@ -460,10 +468,11 @@ class LVEBMEstimator(
             random_state=self._random_state,
             device=device,
             start=start,
+            group=group,
         )
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components
-        report = self._reporter(X, trainer.n_evaluations)
+        report = self._reporter(X, trainer.n_evaluations, group)
         try:
             model, outcome, diagnostics = trainer.run(
                 report, keep=progress.keep, saved=progress.saved
@@ -477,10 +486,7 @@ class LVEBMEstimator(
         self.n_iter_ = max(outcome.n_iter, 1)
         self.converged_ = outcome.converged
         self.history_ = outcome.history
-        self.step_size_ = {
-            "conditional": float(trainer.conditional.step_size.value),
-            "joint": float(trainer.pool.step_size.value),
-        }
+        self.step_size_ = trainer.step_sizes
         last = outcome.history[-1] if outcome.history else {}
         self.diagnostics_ = {
             name: float(value)
@@ -491,13 +497,19 @@ class LVEBMEstimator(
         self._warn(outcome.stopped)
 
     def _progress(
-        self, path: Path | None, X: NDArray, weight: NDArray, start: Model | None, **settings: Any
+        self,
+        path: Path | None,
+        X: NDArray,
+        weight: NDArray,
+        start: Model | None,
+        group: Group,
+        settings: dict[str, Any],
     ) -> Progress:
         """Where this fit is written to; its random stream goes back to where the file says."""
         from .checkpoint import Checkpoint, Progress, digest
 
-        if path is None:
-            return Progress(None, self._random_state)
+        if path is None and group.size == 1:
+            return Progress(None, self._random_state, group)
         tables = [X, weight, self._scaler.mean_, self._scaler.scale_]
         is_seeded = isinstance(self.random_state, Integral)
         identity = settings | {
@@ -505,11 +517,22 @@ class LVEBMEstimator(
             "random_state": int(self.random_state) if is_seeded else "no integer",
             "table": digest(tables),
             "model gone on from": None if start is None else digest(start.arrays()),
+            "processes": group.size,
         }
-        return Progress(Checkpoint(path, identity), self._random_state)
+        group.advice = (
+            "With a checkpoint the fit could be gone on with; none was given."
+            if path is None
+            else f"Start all ranks again to go on from the last checkpoint, {path}."
+        )
+        group.agree(identity)
+        checkpoint = None if path is None else Checkpoint(path, identity)
+        return Progress(checkpoint, self._random_state, group)
 
-    def _reporter(self, X: NDArray, n_evaluations: int) -> Reporter:
-        context = self._init_callback_context(max_subtasks=n_evaluations)
+    def _reporter(self, X: NDArray, n_evaluations: int, group: Group) -> Reporter:
+        """Of several processes, the first alone tells and asks."""
+        context = NoContext()
+        if group.rank == 0:
+            context = self._init_callback_context(max_subtasks=n_evaluations)
         context.call_on_fit_task_begin(estimator=self, X=X)
         return Reporter(self, context, X, verbose=self.verbose, attributes=_attributes)
 

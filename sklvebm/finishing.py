@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from .langevin import Noise, regularised
 from .laplace import laplace, starts
 from .mixtures import moments
 from .model import Model
-from .particles import ConditionalFlow, JointPool
+from .particles import JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 from .rows import Rows
 
@@ -30,12 +32,19 @@ _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
 
 
+class Guesses(NamedTuple):
+    """Where the latents of each row are, ``location (n, m)``, and their ``covariance (m, m)``."""
+
+    location: Tensor
+    covariance: Tensor
+
+
 def finish(
     spec: EnergySpec,
     energy: JointEnergy,
     rows: Rows,
     held_out: Rows | None,
-    conditional: ConditionalFlow,
+    guesses: Guesses,
     pool: JointPool,
     *,
     seed: int,
@@ -50,8 +59,7 @@ def finish(
     rows : Rows
         What was trained on.
     held_out : Rows or None
-    conditional : ConditionalFlow
-        Its guesses of each row's latents, and of their covariance.
+    guesses : Guesses
     pool : JointPool
         The trained negatives.
     seed : int
@@ -70,13 +78,13 @@ def finish(
         spec,
         energy,
         rows.x.new_zeros(rows.x.shape[1] + 1, k),
-        conditional.covariance[:k, :k],
+        guesses.covariance[:k, :k],
         pool.position,
         LogPartition(0.0, 0.0, 0.0, 0.0),
         seed,
     )
     picks = rows.order(noise.generator)[:_N_CALIBRATION]
-    seen, guess = _complete(model, rows.x[picks], conditional.location[picks, :k])
+    seen, guess = _complete(model, rows.x[picks], guesses.location[picks, :k])
     if energy.is_gaussian:
         mean, model.covariance = energy.reference.linear_posterior(seen)
         model.start = _ridge(seen, mean)

@@ -58,6 +58,7 @@ class LangevinParticles(Stateful):
         "acceptance",
         "_n_visits",
     )
+    ADAPTED = ("covariance", "step_size.log_value", "acceptance")
 
     def __init__(
         self,
@@ -242,6 +243,7 @@ class JointPool(Stateful):
         "acceptance",
         "sweep_acceptance",
     )
+    ADAPTED = ("step_size.log_value", "acceptance", "sweep_acceptance")
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from .distributed import Group
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
 from .proposals import Proposal
@@ -102,8 +103,12 @@ class Saddle:
         ``report(row, energy)`` receives every history row as it is made, and the averaged energy;
         returns whether to stop training.
     keep : callable or None
-        ``keep(state)`` receives, after every evaluation, all that :meth:`train` needs to go on from
-        there.
+        ``keep(common, own)`` receives, after every evaluation, all that :meth:`train` needs to go
+        on from there: what is the same on all ranks, and what is this one's.
+    group : Group, optional
+        The processes that train together: ``rows`` and ``pool`` are this one's.
+    shares : tuple of float
+        Shares of the weight of all rows, and of all negatives, that are this process's.
     """
 
     def __init__(
@@ -117,12 +122,16 @@ class Saddle:
         generator: torch.Generator,
         evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
         report: Callable[[dict, JointEnergy], bool],
-        keep: Callable[[dict[str, Any]], None] | None = None,
+        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+        group: Group | None = None,
+        shares: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.energy, self.rows = energy, rows
         self.conditional, self.pool = conditional, pool
         self.schedule, self.generator = schedule, generator
         self.evaluate, self.report, self.keep = evaluate, report, keep
+        self.group = Group() if group is None else group
+        self.shares = shares
         self.outcome = Outcome()
         self._batch_size = min(schedule.batch_size, len(rows))
         self._passes = rows.batches(schedule.n_batches * self._batch_size, generator)
@@ -130,7 +139,8 @@ class Saddle:
         self._waiting: list[Tensor] = []
         members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
         self._members = members.batches(schedule.negative_size, generator)
-        self._good = self._changing()
+        # The last good state, and the stage that is trained: of no meaning before one begins.
+        self._good: dict[str, Any] = {}
         self._index = 0
 
     def _visit(self) -> tuple[Tensor, Tensor]:
@@ -159,16 +169,24 @@ class Saddle:
             negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
-        loss = self._energy(stage, x, z).mean()
+        of_rows, of_pool = self.shares
+        loss = of_rows * self._energy(stage, x, z).mean()
         if stage.uses_pool:
-            loss = loss - self._energy(stage, *negatives).mean()
+            loss = loss - of_pool * self._energy(stage, *negatives).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = self._summed(stage, loss.detach())
         norm = nn.utils.clip_grad_norm_(stage.parameters, _MAX_GRADIENT_NORM)
         if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
             return math.nan
         optimizer.step()
         return float(loss.detach())
+
+    def _summed(self, stage: Stage, loss: Tensor) -> Tensor:
+        """The loss, and the gradients, of all ranks together."""
+        gradients = [p.grad for p in stage.parameters if p.grad is not None]
+        self.group.sum_([loss, *gradients])
+        return loss
 
     @torch.no_grad()
     def _propose_from_data(self) -> None:
@@ -177,9 +195,11 @@ class Saddle:
         Fresh reference draws alone never fall into the wells that the tilt digs at the data of many
         dimensions, however much mass these have.
         """
-        x, z = (part[:, 0] for part in self._completed(slice(_MAX_PROPOSED)))
+        picks = slice(_MAX_PROPOSED // self.group.size)
+        x, z = (part[:, 0] for part in self._completed(picks))
         v = torch.cat([z, self.energy.reference.to_noise(x, z)[0]], -1)
-        self.pool.proposal = Proposal.fitted(v, self.pool.noise)
+        # Each rank fits a mixture of its own: any proposal leaves the law invariant.
+        self.pool.proposal = Proposal.fitted(self.group.gather(v), self.pool.noise)
 
     def _energy(self, stage: Stage, x: Tensor, z: Tensor) -> Tensor:
         """The part of E that the stage's parameters enter."""
@@ -247,25 +267,29 @@ class Saddle:
             self._propose_from_data()
         self._keep(run)
 
-    def _stateful(self, run: Run) -> dict[str, Any]:
-        """Everything that moves on in training and knows its own state."""
-        moving = {"passes": self._passes, "members": self._members}
-        return self._parts() | moving | {"run": run, "outcome": self.outcome}
+    def _stateful(self, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything that moves on in training and knows its state: of all ranks, and of this."""
+        common = {"energy": self.energy, "run": run, "outcome": self.outcome}
+        flows = {"conditional": self.conditional, "pool": self.pool}
+        return common, flows | {"passes": self._passes, "members": self._members}
 
     def _keep(self, run: Run) -> None:
         if self.keep is None:
             return
-        states = {name: part.state_dict() for name, part in self._stateful(run).items()}
+        common, own = (
+            {name: part.state_dict() for name, part in parts.items()}
+            for parts in self._stateful(run)
+        )
         rest = {
-            "stage": self._index,
             "waiting": self._waiting,
             "good": self._good,
             "generator": self.generator.get_state(),
         }
-        self.keep(states | rest)
+        self.keep(common | {"stage": self._index}, own | rest)
 
     def _load(self, run: Run, saved: dict[str, Any]) -> None:
-        for name, part in self._stateful(run).items():
+        common, own = self._stateful(run)
+        for name, part in (common | own).items():
             part.load_state_dict(saved[name])
         self._waiting = [picks.to(self.rows.x.device) for picks in saved["waiting"]]
         self._good = saved["good"]
@@ -274,6 +298,11 @@ class Saddle:
     def _assess(self, run: Run, gap: float) -> None:
         """Evaluate the average, where there are held-out rows, and enter it into the history."""
         evaluation = None
+        if self.group.size > 1:
+            # Between evaluations each rank adapts to its own rows. Metropolis-adjusted chains are
+            # exact with any steps; unadjusted ones must share a bias, and all are to be efficient.
+            self.conditional.align(self.group.mean)
+            self.pool.align(self.group.mean)
         if self.evaluate is not None:
             evaluation = self.evaluate(run.average, run.stage.uses_pool)
             run.keeper.note(evaluation.log_likelihood)

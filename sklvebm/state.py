@@ -8,9 +8,11 @@ reads: a file of it runs no code.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +23,8 @@ class Stateful:
     """
 
     STATE: tuple[str, ...] = ()
+    # What adapts to all rows or members, and follows only this process's: see ``align``.
+    ADAPTED: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that changes."""
@@ -29,9 +33,21 @@ class Stateful:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to ``state``, which may have been kept on another device."""
         for name in self.STATE:
-            owner, _, last = name.rpartition(".")
-            target = attrgetter(owner)(self) if owner else self
+            target, last = self._owner(name)
             setattr(target, last, _unpacked(getattr(target, last), state[name]))
+
+    def align(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace what adapts by its ``mean`` over several of these."""
+        for name in self.ADAPTED:
+            target, last = self._owner(name)
+            value = getattr(target, last)
+            is_tensor = isinstance(value, Tensor)
+            both = mean(value if is_tensor else torch.tensor(value, dtype=torch.float64))
+            setattr(target, last, both if is_tensor else float(both))
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        owner, _, last = name.rpartition(".")
+        return (attrgetter(owner)(self) if owner else self), last
 
 
 def _packed(value: Any) -> Any:

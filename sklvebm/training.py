@@ -5,19 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import draw_seed, generator_from_seed, to_numpy, to_tensor
+from ._arrays import (
+    draw_seed,
+    generator_from_seed,
+    load_arrays,
+    state_to_arrays,
+    to_numpy,
+    to_tensor,
+)
 from .diagnostics import gap_statistics
+from .distributed import Group
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
 from .evidence import importance
-from .finishing import finish
+from .finishing import Guesses, finish
 from .langevin import Noise, regularised
 from .laplace import laplace, starts
 from .model import Model
@@ -76,6 +84,14 @@ class Options:
     early_stopping: bool
 
 
+class Trained(NamedTuple):
+    """What a model is made of beside its energy."""
+
+    rows: Rows
+    guesses: Guesses
+    pool: JointPool
+
+
 class Trainer:
     """Owns what one training run needs, from the start at PPCA to the finished model.
 
@@ -91,6 +107,8 @@ class Trainer:
     device : torch.device
     start : Model, optional
         Continue from this model instead of PPCA.
+    group : Group, optional
+        The processes that train together, each of which is given the whole table.
     """
 
     def __init__(
@@ -103,14 +121,21 @@ class Trainer:
         random_state: int | np.random.RandomState | None,
         device: torch.device,
         start: Model | None = None,
+        group: Group | None = None,
     ) -> None:
         self.spec, self.options, self.start = spec, options, start
         self.device = device
+        self.group = Group() if group is None else group
+        # The same on all ranks until the rows are shared out; the noise is each rank's own.
         self.generator = generator_from_seed(draw_seed(random_state), device)
-        self.noise = Noise(self.generator)
         self.rows, self.held_out = self._split(X, weight)
         self._is_complete = not np.isnan(X).any()
         self.energy = self._initial_energy()
+        if self.group.size > 1:
+            # Another machine's linear algebra may have rounded the start otherwise.
+            load_arrays(self.energy, self.group.from_first(lambda: state_to_arrays(self.energy)))
+        self.noise = Noise(self.group.generator(self.generator))
+        self.rows, self._row_share = self._share_out(self.rows)
         self.conditional = self._conditional_flow()
         self.pool = self._pool()
         self._held_out_modes: Tensor | None = None
@@ -135,6 +160,19 @@ class Trainer:
             return Rows.weighted(x, w), None
         kept, held_out = slice(n_held_out, None), slice(n_held_out)
         return Rows.weighted(x[kept], w[kept]), Rows.weighted(x[held_out], w[held_out])
+
+    def _share_out(self, rows: Rows) -> tuple[Rows, float]:
+        """This rank's rows, and their share of the weight of all."""
+        group = self.group
+        if group.size == 1:
+            return rows, 1.0
+        if min(len(rows), self.options.pool_size) < group.size:
+            raise ValueError(
+                f"{len(rows)} distinct rows to train on and pool_size={self.options.pool_size} "
+                f"cannot be shared by {group.size} processes; start fewer of them."
+            )
+        weight = group.shard(rows.weight)
+        return Rows.weighted(group.shard(rows.x), weight), float(weight.sum() / rows.weight.sum())
 
     def _closed_form(self) -> bool:
         """Whether PPCA's start is already the maximum-likelihood answer."""
@@ -209,9 +247,11 @@ class Trainer:
     def _pool(self) -> JointPool:
         options = self.options
         width = self.rows.x.shape[1] + options.n_components
-        like = self.rows.x.new_empty(1, 1).expand(options.pool_size, width)
+        like = self.rows.x.new_empty(1, 1).expand(self.group.share(options.pool_size), width)
         return JointPool(
-            self.noise.normal(like) if self.start is None else self.start.pool.clone(),
+            self.noise.normal(like)
+            if self.start is None
+            else self.group.shard(self.start.pool).clone(),
             dynamics=options.dynamics,
             n_steps=options.n_steps if options.dynamics == "ula" else _POOL_STEPS,
             step_size=options.step_size,
@@ -249,17 +289,19 @@ class Trainer:
         self,
         report: Callable[[dict, Callable[[], Model]], bool],
         *,
-        keep: Callable[[dict[str, Any]], None] | None = None,
+        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
         saved: dict[str, Any] | None = None,
     ) -> tuple[Model, Outcome, dict[str, float]]:
         """Train all stages and finish the model; returns it, what training did, diagnostics.
 
         ``report(row, snapshot)`` receives every row of the history, and a way to a model of that
-        moment; returns whether to stop training. ``keep(state)`` receives the state of training at
-        every evaluation; a trainer of the same fit that is given it as ``saved`` goes on from there
-        as if nothing had happened.
+        moment; returns whether to stop training. ``keep(common, own)`` receives the state of
+        training at every evaluation, in a part that all ranks share and one that is this rank's; a
+        trainer of the same fit that is given both as ``saved`` goes on from there as if nothing had
+        happened. Only rank 0 reports; all return the same.
         """
-        options = self.options
+        options, group = self.options, self.group
+        n_negatives = options.pool_size if self.start is None else len(self.start.pool)
         saddle = Saddle(
             self.energy,
             self.rows,
@@ -268,40 +310,80 @@ class Trainer:
             schedule=Schedule(
                 learning_rate=options.learning_rate,
                 weight_decay=options.weight_decay,
-                batch_size=options.batch_size,
+                batch_size=max(1, group.share(options.batch_size)),
                 n_batches=_N_BATCHES[options.dynamics],
-                negative_size=max(1, options.pool_size // _POOL_VISITS),
+                negative_size=max(1, len(self.pool.position) // _POOL_VISITS),
                 tol=options.tol,
                 n_iter_no_change=options.n_iter_no_change,
                 evaluate_every=self._evaluate_every,
             ),
-            generator=self.generator,
+            generator=self.noise.generator,
             evaluate=None if self.held_out is None else self._evaluate,
-            report=lambda row, energy: report(row, lambda: self._snapshot(energy)),
-            keep=None if keep is None else lambda state: keep(state | self._held_out_state()),
+            report=lambda row, energy: group.from_first(
+                lambda: report(row, lambda: self._snapshot(energy))
+            ),
+            keep=keep and (lambda common, own: keep(common, own | self._held_out_state())),
+            group=group,
+            shares=(self._row_share, len(self.pool.position) / n_negatives),
         )
         if saved is not None:
             self._load_held_out(saved)
         saddle.train(self.stages(), saved)
-        model, diagnostics = self._finish(self.energy, self._seed(), self.noise)
+        model, diagnostics = self._finished()
         return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
 
-    def _finish(self, energy: JointEnergy, seed: int, noise: Noise) -> tuple[Model, dict]:
-        return finish(
-            self.spec,
-            energy,
-            self.rows,
-            self.held_out,
-            self.conditional,
-            self.pool,
-            seed=seed,
-            noise=noise,
+    def _finished(self) -> tuple[Model, dict[str, float]]:
+        """The model that rank 0 makes of what all ranks have."""
+        group, seed = self.group, self._seed()
+        if group.size == 1:
+            return self._finish(self.energy, seed, self.noise, self._trained())
+        trained = self._gathered()
+
+        def make() -> tuple[dict[str, Any], dict[str, float]]:
+            model, diagnostics = self._finish(self.energy, seed, self.noise, trained)
+            # All but the specification, which every rank has, and which need not pickle.
+            return model.to_arrays() | {"spec": None}, diagnostics
+
+        arrays, diagnostics = group.from_first(make)
+        return Model.from_arrays(arrays | {"spec": self.spec}, self.device), diagnostics
+
+    def _trained(self) -> Trained:
+        location, covariance = self.conditional.location, self.conditional.covariance
+        return Trained(self.rows, Guesses(location, covariance), self.pool)
+
+    def _gathered(self) -> Trained:
+        gather, rows = self.group.gather, self.rows
+        weight = rows.weight * (self._row_share / len(rows))
+        pool = copy.copy(self.pool)
+        pool.position = gather(pool.position)
+        return Trained(
+            Rows.weighted(gather(rows.x), gather(weight)),
+            Guesses(gather(self.conditional.location), self.conditional.covariance),
+            pool,
         )
 
+    def _finish(
+        self, energy: JointEnergy, seed: int, noise: Noise, trained: Trained
+    ) -> tuple[Model, dict[str, float]]:
+        rows, guesses, pool = trained
+        return finish(self.spec, energy, rows, self.held_out, guesses, pool, seed=seed, noise=noise)
+
     def _snapshot(self, energy: JointEnergy) -> Model:
-        """A model of this moment; training goes on as if it had not been taken."""
+        """A model of this moment; training goes on as if it had not been taken.
+
+        It is asked for on rank 0 alone, and made from what that rank has.
+        """
         noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise)[0]
+        trained = self._trained()
+        return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise, trained)[0]
+
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Of both flows, on rank 0."""
+        flows = {"conditional": self.conditional, "joint": self.pool}
+        return self.group.from_first(
+            lambda: {name: float(flow.step_size.value) for name, flow in flows.items()}
+        )
 
     def _held_out_state(self) -> dict[str, Tensor | None]:
         return {"held_out": self._held_out_modes}
@@ -311,7 +393,12 @@ class Trainer:
         self._held_out_modes = None if modes is None else modes.to(self.device)
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
-        """Mean log p of the held-out rows, from modes that are followed from evaluation on."""
+        """Mean log p of the held-out rows as rank 0 finds it, with the pool of all ranks."""
+        members = self.group.gather(self.pool.position) if uses_pool else None
+        return self.group.from_first(lambda: self._evaluation(energy, members))
+
+    def _evaluation(self, energy: JointEnergy, members: Tensor | None) -> Evaluation:
+        """The same, from modes that are followed from evaluation to evaluation."""
         assert self.held_out is not None
         x, k = self.held_out.x, self.options.n_components
         covariance, density = regularised(self.conditional.covariance), energy.posterior(x)
@@ -334,8 +421,7 @@ class Trainer:
             n_heavy=None if self._is_complete else k,
         )
         value = 0.0
-        if uses_pool:
-            members = self.pool.position
+        if members is not None:
             log_z = direct_log_partition(
                 energy, members, proposal=self.pool.proposal, n_draws=8192, noise=fixed
             )
