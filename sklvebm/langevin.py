@@ -184,6 +184,13 @@ def _finite(log_ratio: Tensor) -> Tensor:
     return torch.nan_to_num(log_ratio, nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
+def _step(step_size: float | Tensor, like: Tensor) -> float | Tensor:
+    """One step size for all chains as a number, which costs no operation on arrays; or theirs."""
+    if isinstance(step_size, Tensor) and step_size.ndim:
+        return step_size.to(like)
+    return float(step_size)
+
+
 def langevin_step(
     state: State,
     log_density: LogDensity,
@@ -211,19 +218,19 @@ def langevin_step(
     preconditioner : Preconditioner, optional
         Identity by default.
     """
-    eta = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
-    wide = eta[..., None]
+    eta = _step(step_size, state.log_density)
+    wide = eta if isinstance(eta, float) else eta[..., None]
     xi = noise.normal(state.position)
 
     def white(gradient: Tensor) -> Tensor:
         return gradient if preconditioner is None else gradient @ preconditioner.factor
 
     # In whitened coordinates, where u = L w.
-    move = torch.addcmul(wide * white(state.gradient), (2 * wide).sqrt(), xi)
+    move = wide * white(state.gradient) + (2 * wide) ** 0.5 * xi
     step = move if preconditioner is None else _apply(preconditioner.factor, move)
     proposal = init(state.position + step, log_density)
     # The residual of the way there is √(2η) ξ; that of the way back is this.
-    back = torch.addcmul(move, wide, white(proposal.gradient))
+    back = move + wide * white(proposal.gradient)
     log_ratio = (
         proposal.log_density
         - state.log_density
@@ -249,14 +256,19 @@ def gaussian_step(
     Where ℓ is constant the proposal leaves N(0, I) exactly invariant and is always accepted,
     whatever h. ``log_tilt`` is ℓ; ``state`` holds ℓ and its gradient, not the full log-density.
     """
-    h = torch.as_tensor(step_size, dtype=state.position.dtype, device=state.position.device)
-    decay, variance = torch.exp(-h)[..., None], -torch.expm1(-2 * h)
+    h = _step(step_size, state.log_density)
+    decay: float | Tensor
+    scale: float | Tensor
+    if isinstance(h, float):
+        decay, scale = math.exp(-h), math.sqrt(-math.expm1(-2 * h))
+    else:
+        decay, scale = torch.exp(-h)[..., None], torch.sqrt(-torch.expm1(-2 * h))[..., None]
     v, xi = state.position, noise.normal(state.position)
     # e⁻ʰ v + (1 − e⁻ʰ) ∇ℓ(v), and the same from the proposal back.
     mean = torch.lerp(state.gradient, v, decay)
-    proposal = init(torch.addcmul(mean, variance.sqrt()[..., None], xi), log_tilt)
+    proposal = init(mean + scale * xi, log_tilt)
     w = proposal.position
-    back = torch.lerp(proposal.gradient, w, decay).sub_(v).square_().sum(-1) / variance
+    back = (torch.lerp(proposal.gradient, w, decay).sub_(v) / scale).square_().sum(-1)
     there = (xi.square() + v.square()).sub_(w.square()).sum(-1)
     log_ratio = proposal.log_density - state.log_density + 0.5 * (there - back)
     return metropolis_test(state, proposal, log_ratio, noise)
