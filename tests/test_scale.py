@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
 
 def recipe(heading: str) -> str:
     """The Python below a heading of the page."""
-    section = re.search(rf"(?ms)^## {heading}\n(.*?)(?=^## |\Z)", PAGE)[1]
+    section = re.search(rf"(?ms)^### {heading}\n(.*?)(?=^##+ |\Z)", PAGE)[1]
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```$", section)
     return code
 

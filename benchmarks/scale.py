@@ -1,0 +1,147 @@
+"""Seconds and memory of a fit against rows, features, latents and particles, up to 1,000,000 × 50.
+
+Run ``python benchmarks/scale.py`` (half an hour, all cores; ``--largest 200000`` stops earlier).
+Each cell is a process of its own that fits a memory-mapped table; its peak memory is counted above
+that of the same process after a fit of a few rows. The preset for large tables is the default with
+300 updates of 1,024 rows. It prints the table; ``--keep`` writes ``benchmarks/results/scale.json``,
+the picture, and the table into ``docs/scale.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+BASE = {"rows": 50_000, "features": 50, "latents": 10, "particles": 2}
+AXES = {
+    "rows": (10_000, 50_000, 200_000, 1_000_000),
+    "features": (10, 50, 200, 784),
+    "latents": (2, 10, 50),
+    "particles": (1, 2, 8),
+}
+PRESET = {"max_iter": 300, "batch_size": 1024}
+_AT_ONCE = 50_000
+
+
+def write_table(path: Path, n: int, d: int) -> None:
+    """Rows of a curved ten-dimensional signal and noise, float32, a part at a time."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((10, d)).astype(np.float32)
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, d))
+    for start in range(0, n, _AT_ONCE):
+        stop = min(n, start + _AT_ONCE)
+        signal = np.tanh(rng.standard_normal((stop - start, 10), dtype=np.float32)) @ weight
+        noise = rng.standard_normal((stop - start, d), dtype=np.float32)
+        rows[start:stop] = signal + 0.3 * noise
+    rows.flush()
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(rows: int, features: int, latents: int, particles: int) -> dict[str, float]:
+    """Fit in this process: seconds, MiB above the interpreter, held-out nats a row."""
+    from sklvebm import LVEBMEstimator
+
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        write_table(path, rows + 500, features)
+        X = np.load(path, mmap_mode="r")
+        LVEBMEstimator(2, max_iter=2, pool_size=32, random_state=0).fit(X[:100])
+        before, start = peak_mib(), time.perf_counter()
+        model = LVEBMEstimator(latents, n_particles=particles, random_state=0, **PRESET)
+        model.fit(X[:rows])
+        seconds = time.perf_counter() - start
+        peak = peak_mib() - before
+        return {"seconds": seconds, "mib": peak, "held_out_nats": model.score(X[rows:])}
+
+
+def cells(largest: int) -> list[dict[str, int]]:
+    """One axis at a time about ``BASE``."""
+    found = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
+    unique = list({tuple(cell.items()): cell for cell in found}.values())
+    return [cell for cell in unique if cell["rows"] <= largest]
+
+
+def in_a_process(cell: dict[str, int]) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", json.dumps(cell)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: list[dict], where: dict) -> str:
+    """Markdown."""
+    lines = [
+        "| rows | features | latents | particles | fit, s | MiB above the interpreter |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        sizes = " | ".join(f"{row['cell'][name]:,}" for name in BASE)
+        lines.append(f"| {sizes} | {row['seconds']:.0f} | {row['mib']:,.0f} |")
+    preset = ", ".join(f"`{name}={value}`" for name, value in PRESET.items())
+    lines += ["", f"With {preset}; {where['processor']}, {where['threads']} threads."]
+    return "\n".join(lines)
+
+
+def picture(results: list[dict], path: Path) -> None:
+    """Seconds above, memory below, against each axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, len(AXES), figsize=(11, 5), sharey="row", layout="constrained")
+    for column, axis in zip(axes.T, AXES, strict=True):
+        others = {name: value for name, value in BASE.items() if name != axis}
+        chosen = [r for r in results if {n: r["cell"][n] for n in others} == others]
+        chosen.sort(key=lambda row: row["cell"][axis])
+        sizes = [row["cell"][axis] for row in chosen]
+        for ax, name, unit in zip(column, ("seconds", "mib"), ("fit, s", "MiB"), strict=True):
+            ax.loglog(sizes, [row[name] for row in chosen], "o-", color="#0072B2")
+            ax.set_xlabel(axis)
+            ax.grid(alpha=0.3)
+            if column is axes.T[0]:
+                ax.set_ylabel(unit)
+    fig.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--largest", type=int, default=1_000_000, help="most rows")
+    parser.add_argument("--keep", action="store_true", help="write the results and the page")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(**arguments.measure)))
+        return
+    from digits import insert, machine
+
+    results = []
+    for cell in cells(arguments.largest):
+        results.append({"cell": cell} | in_a_process(cell))
+        print(results[-1], flush=True)
+    where = machine()
+    text = table(results, where)
+    print(text)
+    if arguments.keep:
+        path = ROOT / "benchmarks" / "results" / "scale.json"
+        path.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
+        picture(results, ROOT / "docs" / "scale.png")
+        insert(ROOT / "docs" / "scale.md", "scale", text)
+
+
+if __name__ == "__main__":
+    main()
