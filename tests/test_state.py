@@ -77,6 +77,15 @@ def test_batches(generator):
     replays(batches, lambda: next(batches), generator)
 
 
+def test_batches_of_more_than_all_rows_are_whole_passes(generator):
+    """Each row as often as any other, pass after pass, and no more of them than asked for."""
+    batches = Rows(torch.zeros(50, 1), torch.ones(50)).batches(170, generator)
+    for _ in range(3):
+        picks = next(batches)
+        assert torch.equal(picks.bincount(), torch.full((50,), 3))
+        assert torch.equal(picks[:50].sort().values, torch.arange(50))
+
+
 def test_batches_are_passes(generator):
     """Each pass picks every row at most once, and leaves out less than a batch."""
     batches = Rows(torch.zeros(50, 1), torch.ones(50)).batches(8, generator)
