@@ -64,16 +64,18 @@ def table(steps, weight, where):
         f"| from nothing to the answer | {sum(steps.values()):.0f} | |",
         "",
         f"Python {where['python']}, torch {where['torch']}, scikit-learn "
-        f"{where['scikit-learn']}, torch threads: {where['threads']}, {where['processor']}.",
+        f"{where['scikit-learn']}, torch threads: {where['threads']}, {where['processor']}; "
+        f"{where['load']:.1f} other processes at work on {where['cores']} cores.",
     ]
     return "\n".join(lines)
 
 
 def main():
+    load = {"load": os.getloadavg()[0], "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder:
         steps, printed, weight = measure(Path(folder))
     print(printed)
-    where = machine()
+    where = machine() | load
     text = table(steps, weight, where)
     print(text)
     (ROOT / "benchmarks" / "results" / "newcomer.json").write_text(

@@ -79,7 +79,7 @@ print(f"{study.best_value:.2f} nats a row with {study.best_params}")
 # %%
 # Each line is a trial; the grey ones were ended early.
 
-_, ax = plt.subplots(figsize=(6, 3.2))
+_, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for trial in study.trials:
     pruned = trial.state == optuna.trial.TrialState.PRUNED
     curve = trial.intermediate_values
