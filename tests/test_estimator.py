@@ -208,11 +208,10 @@ class TestParameters:
         assert np.array_equal(auto.score_samples(X), given.score_samples(X))
         assert default_weight_decay(1000) == pytest.approx(0.4)
         assert (default_weight_decay(2), default_weight_decay(10**6)) == (3.0, 0.03)
-
         assert auto.partial_fit(X[:7]).n_samples_seen_ == len(X) + 7
 
     def test_max_iter_by_rows(self):
-        """ "auto" is a number of updates that the rows set, and any other number is taken as it is."""
+        """Three updates a row, within bounds."""
         assert [default_max_iter(n) for n in (2, 600, 10**6)] == [1500, 1800, 3000]
         X = load_iris().data
         model = quick(n_components=1, max_iter="auto", n_iter_no_change=1, tol=1e9).fit(X)
