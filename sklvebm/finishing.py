@@ -17,15 +17,15 @@ from .evidence import Posterior, importance
 from .langevin import Noise, regularised
 from .laplace import laplace, starts
 from .mixtures import moments
-from .model import Model
+from .model import MANY_STARTS, Model
 from .particles import JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 from .rows import Rows
 
 _N_CALIBRATION, _N_CANDIDATES, _N_CLIMB, _SIZES = 256, 256, 20, (64, 256)
-# Starts of the search for a row's peaks, where these raise its evidence by more than so many nats
-# in the mean over that of one start.
-_MANY_STARTS, _WORTH_STARTING = 4, 0.01
+# Nats that several starts of the search for a row's peaks must add to its evidence, in the mean
+# over rows, for every row to get them.
+_WORTH_STARTING = 0.01
 _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
@@ -116,13 +116,13 @@ def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> None:
     density, spread = model.energy.posterior(x), regularised(model.covariance)
     candidates = noise.normal(guess[:1].expand(_N_CANDIDATES, -1))
     answers = []
-    for n_starts in (_MANY_STARTS, 1):
+    for n_starts in (MANY_STARTS, 1):
         begun = starts(guess, spread, candidates, density, n_starts)
         found = laplace(begun, spread, density, n_steps=_N_CLIMB)
         answers.append(importance(density, found, spread=spread, sizes=_SIZES, noise=noise))
     many, one = answers
     if float((many.log_evidence - one.log_evidence).mean()) > _WORTH_STARTING:
-        model.n_starts = _MANY_STARTS
+        model.n_starts = MANY_STARTS
     mean, within = moments(many.draws, many.weights)
     model.covariance, model.start = within.mean(0), _ridge(x, mean)
 

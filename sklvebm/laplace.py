@@ -101,7 +101,9 @@ def _learned(inverse: Tensor, step: Tensor, change: Tensor, least: Tensor) -> Te
     along = (1 + rho * (change * moved).sum(-1)) * rho
     cross = step[..., :, None] * (rho[..., None] * moved)[..., None, :]
     grown = along[..., None, None] * step[..., :, None] * step[..., None, :]
-    return inverse + grown - cross - cross.transpose(-1, -2)
+    updated = inverse + grown - cross - cross.transpose(-1, -2)
+    # Where nothing is learned a step may not be finite either.
+    return torch.where((rho > 0)[..., None, None], updated, inverse)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -115,7 +117,8 @@ def _peaks(state: State, inverse: Tensor, first: Tensor) -> Guess:
     # Rounding can cost the estimate its definiteness where the density is steep.
     inverse = torch.where((failed != 0)[..., None, None], first, inverse)
     log_det = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
-    height = torch.nan_to_num(state.log_density, nan=-torch.inf)
+    least = torch.finfo(inverse.dtype).min
+    height = torch.nan_to_num(state.log_density, nan=least, neginf=least)
     order = height.argsort(dim=1, descending=True, stable=True)
     height, log_det = (part.gather(1, order) for part in (height, torch.nan_to_num(log_det)))
     position = state.position.take_along_dim(order[..., None], 1)

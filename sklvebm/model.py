@@ -43,8 +43,8 @@ from .reconstruction import fit_remainder
 # must not depend on its neighbours to the last bit.
 _MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
 _N_CLIMB = 15
-# Draws of the prior among which further starts are chosen.
-_N_CANDIDATES = 256
+# Starts where posteriors have several peaks; draws of the prior among which they are chosen.
+MANY_STARTS, _N_CANDIDATES = 4, 256
 _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
 # Moves of a draw of the pool, and draws that move at once: what is worked on fits the cache.
 _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
@@ -157,7 +157,8 @@ class Model:
 
     def guess(self, x: Tensor) -> Tensor:
         """Linear guess of E[z | x], ``(n, k)``, within ten prior standard deviations."""
-        return (x @ self.start[:-1] + self.start[-1]).clamp(-10.0, 10.0)
+        # A row beyond single precision has no guess.
+        return torch.nan_to_num(x @ self.start[:-1] + self.start[-1]).clamp(-10.0, 10.0)
 
     def _guess(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Where the chains of each row start, ``(n, m)``, and the covariance of their steps.
@@ -225,7 +226,9 @@ class Model:
         density = self.energy.posterior(x)
         like = centre.new_empty(1, 1, 1).expand(1, _N_CANDIDATES, centre.shape[1])
         candidates = noise.normal(like)[0]
-        begun = starts(centre, spread, candidates, density, self.n_starts)
+        # What one feature says of another often has several peaks.
+        n_starts = self.n_starts if centre.shape[1] == self.start.shape[1] else MANY_STARTS
+        begun = starts(centre, spread, candidates, density, n_starts)
         return laplace(begun, spread, density, n_steps=_N_CLIMB)
 
     @by_completeness

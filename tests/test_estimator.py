@@ -139,9 +139,11 @@ class TestAnswers:
         model = quick(n_components=2).fit(X.astype(np.float32))
         assert model.transform(X.astype(np.float32)).dtype == np.float32
         assert model.transform(X).dtype == np.float64
-        np.testing.assert_allclose(
-            model.score_samples(X.astype(np.float32)), model.score_samples(X), atol=0.05
+        single, double = (
+            model.score_samples(rows, return_std=True) for rows in (X.astype(np.float32), X)
         )
+        # Rounding moves the proposals a little: as if the draws were others.
+        assert (np.abs(single[0] - double[0]) < 6 * np.hypot(single[1], double[1]) + 1e-3).all()
 
 
 class TestParameters:
