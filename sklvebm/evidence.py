@@ -39,9 +39,9 @@ from .particles import ACCEPTANCE
 
 # Draws of the round that a proposal is fitted by, and of the round that counts; the same for rows
 # that want more.
-_PILOT, _SIZE, _MORE_PILOT, _MORE = 64, 256, 1024, 2048
+_PILOT, _SIZE, _MORE_PILOT, _MORE = 64, 256, 256, 1024
 # Standard errors of a pilot, in nats, beyond which a row gets more draws, and the annealed path.
-_WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.4
+_WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.8
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
 # Rows at once, of all and of those that want more: what is worked on fits the processor's cache.
 CHUNK, _FEW = 16, 4

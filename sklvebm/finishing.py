@@ -22,7 +22,7 @@ from .particles import JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 from .rows import Rows
 
-_N_CALIBRATION, _N_CANDIDATES, _N_CLIMB, _SIZES = 256, 256, 20, (64, 256)
+_N_CALIBRATION, _N_CANDIDATES, _N_CLIMB, _SIZES = 256, 64, 20, (64, 256)
 # Nats that several starts of the search for a row's peaks must add to its evidence, in the mean
 # over rows, for every row to get them.
 _WORTH_STARTING = 0.01

@@ -27,6 +27,8 @@ _MAX_STEP = 4.0
 # A step along which the curvature is less than this share of what H says teaches nothing: H would
 # stretch without bound where the density is flat or bends outwards.
 _MIN_CURVATURE = 0.02
+# Nor does a step shorter than this, in standard deviations: near a peak rounding takes over.
+_MIN_STEP = 0.05
 _SHRINK, _GROW = 0.3, 2.0
 # Share of the draws that goes to the peaks in equal parts, whatever their estimated mass.
 _EVEN = 0.5
@@ -82,7 +84,9 @@ def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_ste
         step = scale[..., None] * direction
         proposal = init(state.position + step, log_density)
         change = torch.nan_to_num(state.gradient - proposal.gradient, posinf=0.0, neginf=0.0)
-        inverse = _learned(inverse, step, change, _MIN_CURVATURE * scale.square() * size)
+        # The step's squared length by H, which a quadratic of inverse curvature H has as sᵀy.
+        expected = scale.square() * size
+        inverse = _learned(inverse, step, change, expected)
         better = proposal.log_density >= state.log_density
         state = State(
             torch.where(better[..., None], proposal.position, state.position),
@@ -93,10 +97,11 @@ def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_ste
     return _peaks(state, inverse, first)
 
 
-def _learned(inverse: Tensor, step: Tensor, change: Tensor, least: Tensor) -> Tensor:
-    """The BFGS update of H (Nocedal and Wright, eq. 6.17), skipped where sᵀy is below ``least``."""
+def _learned(inverse: Tensor, step: Tensor, change: Tensor, expected: Tensor) -> Tensor:
+    """The BFGS update of H (Nocedal and Wright, eq. 6.17), where sᵀy says something."""
     curvature = (step * change).sum(-1)
-    rho = torch.where(curvature > least, 1 / curvature.clamp(min=1e-30), 0.0)
+    learns = (curvature > _MIN_CURVATURE * expected) & (expected > _MIN_STEP**2)
+    rho = torch.where(learns, 1 / curvature.clamp(min=1e-30), 0.0)
     moved = _times(inverse, change)
     along = (1 + rho * (change * moved).sum(-1)) * rho
     cross = step[..., :, None] * (rho[..., None] * moved)[..., None, :]

@@ -42,9 +42,9 @@ from .reconstruction import fit_remainder
 # multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
 # must not depend on its neighbours to the last bit.
 _MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
-_N_CLIMB = 15
+_N_CLIMB = 20
 # Starts where posteriors have several peaks; draws of the prior among which they are chosen.
-MANY_STARTS, _N_CANDIDATES = 4, 256
+MANY_STARTS, _N_CANDIDATES = 4, 64
 _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
 # Moves of a draw of the pool, and draws that move at once: what is worked on fits the cache.
 _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
