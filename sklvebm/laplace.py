@@ -28,7 +28,7 @@ _MAX_STEP = 4.0
 # stretch without bound where the density is flat or bends outwards.
 _MIN_CURVATURE = 0.02
 # Nor does a step shorter than this, in standard deviations: near a peak rounding takes over.
-_MIN_STEP = 0.05
+_MIN_STEP = 0.001
 _SHRINK, _GROW = 0.3, 2.0
 # Share of the draws that goes to the peaks in equal parts, whatever their estimated mass.
 _EVEN = 0.5
