@@ -24,7 +24,8 @@ def bounds(*extras: str) -> dict[str, str]:
     lines = PROJECT["dependencies"] + [
         line for extra in extras for line in PROJECT["optional-dependencies"][extra]
     ]
-    return dict(line.split(">=") for line in lines)
+    parts = (line.split(">=") for line in lines)
+    return {name.split("[")[0]: bound for name, bound in parts}
 
 
 def padded(number: str) -> list[int]:
@@ -50,7 +51,7 @@ def test_the_version_is_one():
 
 
 def test_the_documented_extras_exist():
-    wanted = {"plot", "progress", "diagnostics", "persist", "docs", "test", "bench"}
+    wanted = {"plot", "progress", "diagnostics", "persist", "parallel", "docs", "test", "bench"}
     assert wanted == set(PROJECT["optional-dependencies"])
 
 
