@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -129,6 +132,18 @@ def insert(path, name, text):
     if path.exists():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         path.write_text(pattern.sub(lambda m: m[1] + text + "\n" + m[2], path.read_text()))
+
+
+def last_line_of(*command, **environment):
+    """What the last line that a fresh interpreter prints says, as JSON."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():

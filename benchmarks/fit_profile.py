@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 import warnings
 from collections import defaultdict
@@ -91,14 +88,6 @@ def measure(name: str) -> dict[str, float]:
     return found
 
 
-def in_a_process(name: str, checkout: Path) -> dict[str, float]:
-    """:func:`measure` with the package of ``checkout``."""
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    command = [sys.executable, __file__, "--measure", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def table(results: list[dict], where: dict) -> str:
     """Markdown, seconds."""
     columns = ["fit", *PARTS, "transform 10,000", "score 1,000", "sample 10,000"]
@@ -121,13 +110,14 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
-    from digits import insert, machine
+    from digits import insert, last_line_of, machine
 
     checkouts = {"now": ROOT} | ({"before": arguments.before} if arguments.before else {})
     results = []
     for data in TABLES:
         for code, checkout in reversed(checkouts.items()):
-            seconds = in_a_process(data, checkout.resolve())
+            package = str(checkout.resolve())
+            seconds = last_line_of(__file__, "--measure", data, PYTHONPATH=package)
             results.append({"data": data, "code": code, "seconds": seconds})
             print(results[-1], flush=True)
     where = machine()

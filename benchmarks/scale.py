@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -76,12 +74,6 @@ def cells(largest: int) -> list[dict[str, int]]:
     return [cell for cell in unique if cell["rows"] <= largest]
 
 
-def in_a_process(cell: dict[str, int]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", json.dumps(cell)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def table(results: list[dict], where: dict) -> str:
     """Markdown."""
     lines = [
@@ -127,11 +119,12 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(**arguments.measure)))
         return
-    from digits import insert, machine
+    from digits import insert, last_line_of, machine
 
     results = []
     for cell in cells(arguments.largest):
-        results.append({"cell": cell} | in_a_process(cell))
+        found = last_line_of(__file__, "--measure", json.dumps(cell))
+        results.append({"cell": cell} | found)
         print(results[-1], flush=True)
     where = machine()
     text = table(results, where)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .checkpoint import Progress
     from .distributed import Group
     from .model import Model
+    from .saddle import Outcome
 
 _FLOATS = (np.float64, np.float32)
 
@@ -482,19 +483,29 @@ class LVEBMEstimator(
             progress.close()
             raise
         report.close()
+        self._keep_outcome(model, outcome, diagnostics, trainer.step_sizes)
+        progress.close()
+        self._warn(outcome.stopped)
+
+    def _keep_outcome(
+        self,
+        model: Model,
+        outcome: Outcome,
+        diagnostics: dict[str, float],
+        step_sizes: dict[str, float],
+    ) -> None:
+        """What a training run found, as fitted attributes."""
         self.__dict__.update(_attributes(model))
         self.n_iter_ = max(outcome.n_iter, 1)
         self.converged_ = outcome.converged
         self.history_ = outcome.history
-        self.step_size_ = trainer.step_sizes
+        self.step_size_ = step_sizes
         last = outcome.history[-1] if outcome.history else {}
         self.diagnostics_ = {
             name: float(value)
             for name, value in last.items()
             if name.startswith(("acceptance", "energy_gap"))
         } | diagnostics
-        progress.close()
-        self._warn(outcome.stopped)
 
     def _progress(
         self,

@@ -1,8 +1,8 @@
 r"""A row's posterior p(z | x) and its evidence ∫ exp(−E(x, z)) dz, by importance sampling.
 
-Every row gets the effort that it needs: a Student-t about the mode of its posterior proposes, and
-where the weights stay uneven more draws follow, then an annealed path from the proposal to the
-posterior. What is done for a row depends on that row alone.
+Every row gets the effort that it needs: a mixture of Student-t laws about the peaks of its
+posterior proposes, and where the weights stay uneven more draws follow, then an annealed path from
+the proposal to the posterior. What is done for a row depends on that row alone.
 
 How much is done is decided by pilot draws that do not count: an answer kept because its own draws
 look good would be high on average. So the evidence is unbiased whatever the effort, and its

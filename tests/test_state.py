@@ -36,7 +36,7 @@ def through_a_file(state):
     return torch.load(buffer, weights_only=True)
 
 
-def replays(moving, advance, generator):
+def assert_replays(moving, advance, generator):
     """Whether ``moving``, brought back after some moves, makes the same moves again."""
     for _ in range(5):
         advance()
@@ -56,7 +56,7 @@ def replays(moving, advance, generator):
 def test_conditional_flows(kind, generator):
     moving = flow(kind, Noise(generator))
     rows = torch.arange(0, 40, 2)
-    replays(moving, lambda: moving.advance(rows, log_density), generator)
+    assert_replays(moving, lambda: moving.advance(rows, log_density), generator)
 
 
 @pytest.mark.parametrize("dynamics", ["mala", "ula"])
@@ -69,12 +69,12 @@ def test_the_pool_and_its_proposal(dynamics, generator):
         moving.advance(log_density)
         moving.proposal = Proposal.fitted(moving.position, noise)
 
-    replays(moving, advance, generator)
+    assert_replays(moving, advance, generator)
 
 
 def test_batches(generator):
     batches = Rows(torch.zeros(50, 1), torch.ones(50)).batches(8, generator)
-    replays(batches, lambda: next(batches), generator)
+    assert_replays(batches, lambda: next(batches), generator)
 
 
 def test_batches_of_more_than_all_rows_are_whole_passes(generator):
