@@ -44,7 +44,7 @@ _PILOT, _SIZE, _MORE_PILOT, _MORE = 64, 256, 256, 1024
 _WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.8
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
 # Rows at once, of all and of those that want more: what is worked on fits the processor's cache.
-CHUNK, _FEW = 16, 4
+CHUNK, _FEW = 32, 4
 
 
 class Posterior(NamedTuple):

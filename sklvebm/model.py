@@ -20,6 +20,7 @@ from sklearn.base import RegressorMixin
 from torch import Tensor
 
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
+from ._threads import in_order
 from .completion import apart, by_completeness, linear_guess
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
@@ -200,27 +201,37 @@ class Model:
         The rows are all complete, or all of them miss entries.
         """
 
+        width = self.energy.reference.n_components
+        if bool(torch.isnan(x).any()):
+            width += x.shape[1]
+        size = _MANY if width <= _WIDE else _MANY_OF_WIDE
+
+        def answer(rows: Tensor) -> Posterior:
+            return self._posterior(filled(rows, size), len(rows), width)
+
+        few = x.split(size)
+        return in_order(answer, few) if self.device.type == "cpu" else map(answer, few)
+
+    def _posterior(self, x: Tensor, n: int, width: int) -> Posterior:
+        """Of the first ``n`` rows of ``x``, in ``width`` coordinates."""
+
         def noise(i: int) -> Noise:
             # Streams of their own, so that no round's proposals depend on the next one's draws.
             return _SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
 
-        density_of, k = self.energy.posterior, self.energy.reference.n_components
-        width = k if not bool(torch.isnan(x).any()) else k + x.shape[1]
-        size = _MANY if width <= _WIDE else _MANY_OF_WIDE
-        for few in x.split(size):
-            rows, n = filled(few, size), len(few)
-            centre, spread = self._guess(rows)
-            guess = self._peaks(rows, centre, spread, noise(0))
-            used = slice(-(-n // CHUNK) * CHUNK)
-            found = row_posterior(
-                density_of,
-                rows[used],
-                guess.at(used),
-                spread=spread.expand(size, width, width)[used],
-                noise=noise,
-                n_heavy=k if width > k else None,
-            )
-            yield Posterior(*(part[:n] for part in found))
+        k = self.energy.reference.n_components
+        centre, spread = self._guess(x)
+        guess = self._peaks(x, centre, spread, noise(0))
+        used = slice(-(-n // CHUNK) * CHUNK)
+        found = row_posterior(
+            self.energy.posterior,
+            x[used],
+            guess.at(used),
+            spread=spread.expand(len(x), width, width)[used],
+            noise=noise,
+            n_heavy=k if width > k else None,
+        )
+        return Posterior(*(part[:n] for part in found))
 
     def _peaks(self, x: Tensor, centre: Tensor, spread: Tensor, noise: Noise) -> Guess:
         density = self.energy.posterior(x)

@@ -1,7 +1,7 @@
 """Multilayer perceptrons whose weights come from an explicit generator.
 
-``torch.nn.Linear()`` draws from the global generator; every layer here is allocated empty and then
-filled from the ``generator`` it is given, so that building a model never touches global state.
+``torch.nn.Linear()`` draws from the global generator; every layer here is left empty at first and
+then filled from the ``generator`` it is given, so that building a model never touches global state.
 """
 
 from __future__ import annotations
@@ -14,6 +14,17 @@ import torch
 from torch import Tensor, nn
 
 
+class _Empty(nn.Linear):
+    """An affine layer that does not draw its own parameters.
+
+    ``torch.nn.utils.skip_init`` does the same by way of the meta device, which imports a computer
+    algebra system.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave that to whoever builds the layer."""
+
+
 def linear(
     n_in: int,
     n_out: int,
@@ -23,7 +34,7 @@ def linear(
     bound: float | None = None,
 ) -> nn.Linear:
     """An affine layer with parameters uniform on ±``bound``, 1/√n_in (torch's own) by default."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+    layer = _Empty(n_in, n_out, bias=bias)
     bound = n_in**-0.5 if bound is None else bound
     with torch.no_grad():
         for parameter in layer.parameters():

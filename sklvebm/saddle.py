@@ -159,8 +159,9 @@ class Saddle:
     def _completed(self, picks: Tensor | slice) -> tuple[Tensor, Tensor]:
         return self.energy.complete(self.rows.x[picks], self.conditional.draws(picks))
 
-    def update(self, stage: Stage, optimizer: torch.optim.Optimizer) -> float:
+    def update(self, run: Run) -> float:
         """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
+        stage, optimizer = run.stage, run.optimizer
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
         x, z = self._visit()
@@ -173,13 +174,13 @@ class Saddle:
         loss = of_rows * self._energy(stage, x, z).mean()
         if stage.uses_pool:
             loss = loss - of_pool * self._energy(stage, *negatives).mean()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.clear()
         loss.backward()
         loss = self._summed(stage, loss.detach())
         norm = nn.utils.clip_grad_norm_(stage.parameters, _MAX_GRADIENT_NORM)
         if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
             return math.nan
-        optimizer.step()
+        optimizer.step(run.rate_share)
         return float(loss.detach())
 
     def _summed(self, stage: Stage, loss: Tensor) -> Tensor:
@@ -223,8 +224,7 @@ class Saddle:
         else:
             self._load(run, saved)
         while not (run.is_over or self.outcome.stopped):
-            run.set_rate()
-            gap = self.update(stage, run.optimizer)
+            gap = self.update(run)
             if not math.isfinite(gap) or (stage.uses_pool and gap < -_MAX_GAP):
                 self._recover(run, gap)
                 continue
@@ -320,7 +320,7 @@ class Saddle:
         name, step = run.stage.name, run.step
         run.recoveries += 1
         if run.recoveries > _MAX_RECOVERIES:
-            lr = run.optimizer.param_groups[0]["base_lr"]
+            lr = run.optimizer.rate
             raise DivergenceError(
                 f"training diverged in the {name} stage at update {step}: the energy gap was "
                 f"{gap}, after {_MAX_RECOVERIES} returns to the last good state, the last at "

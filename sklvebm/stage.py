@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .energies._joint import JointEnergy
+from .optimizer import AdamW
 from .state import Stateful
 
 # γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
@@ -101,7 +102,16 @@ class Run(Stateful):
     ) -> None:
         self.stage, self.energy = stage, energy
         self.average = copy.deepcopy(energy)
-        self.optimizer = _optimizer(stage, energy, learning_rate, weight_decay)
+        self.optimizer = AdamW(
+            stage.parameters,
+            energy.decayed_parameters(),
+            rate=stage.rate * learning_rate,
+            weight_decay=weight_decay,
+        )
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (
+            list(self.average.parameters()),
+            list(energy.parameters()),
+        )
         self.keeper = Keeper(self.average, tol=tol, patience=patience)
         # Updates made, updates at the last evaluation, returns to the last good state.
         self.step = self.last = self.recoveries = 0
@@ -111,18 +121,17 @@ class Run(Stateful):
         """Whether all updates are made, or improvements have been missing for too long."""
         return self.step >= self.stage.n_updates or self.keeper.is_stale
 
-    def set_rate(self) -> None:
-        """The learning rate of the coming update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * _cosine(self.step / self.stage.n_updates)
+    @property
+    def rate_share(self) -> float:
+        """Share of the learning rate at the coming update: from one to zero, by a cosine."""
+        return 0.5 * (1 + math.cos(math.pi * self.step / self.stage.n_updates))
 
     def cool(self) -> float:
         """Forget the optimizer's moments, go on at a third of the learning rate; returns that."""
-        self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            group["base_lr"] /= 3
+        self.optimizer.forget()
+        self.optimizer.rate /= 3
         self.average.load_state_dict(self.energy.state_dict())
-        return self.optimizer.param_groups[0]["base_lr"]
+        return self.optimizer.rate
 
     @torch.no_grad()
     def count(self) -> None:
@@ -133,24 +142,4 @@ class Run(Stateful):
         """
         self.step += 1
         weight = (_AVERAGING + 1) / (_AVERAGING + self.step)
-        average: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(average, list(self.energy.parameters()), weight)
-
-
-def _optimizer(
-    stage: Stage, energy: JointEnergy, learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    matrices = {id(p) for p in energy.decayed_parameters()}
-    decayed = [p for p in stage.parameters if id(p) in matrices]
-    free = [p for p in stage.parameters if id(p) not in matrices]
-    lr = stage.rate * learning_rate
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay, "base_lr": lr},
-        {"params": free, "weight_decay": 0.0, "base_lr": lr},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
-
-
-def _cosine(fraction: float) -> float:
-    """From one to zero."""
-    return 0.5 * (1 + math.cos(math.pi * fraction))
+        torch._foreach_lerp_(*self._pairs, weight)

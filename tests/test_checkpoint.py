@@ -144,8 +144,8 @@ def test_after_a_divergence(X, path, monkeypatch):
     def fit(model, stop_at=None):
         calls = []
 
-        def sometimes_bad(self, stage, optimizer):
-            calls.append(update(self, stage, optimizer))
+        def sometimes_bad(self, run):
+            calls.append(update(self, run))
             n_iter = self.outcome.n_iter
             if stop_at == n_iter:
                 raise KeyboardInterrupt

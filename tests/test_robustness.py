@@ -53,6 +53,17 @@ class TestGlobals:
         assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
         assert settings == (torch.get_num_threads(), torch.get_default_dtype())
 
+    def test_a_fit_loads_no_compiler(self):
+        """Torch's compiler and its computer algebra take longer to load than a small fit takes."""
+        code = """
+import sys
+from sklearn.datasets import load_iris
+from sklvebm import LVEBMEstimator
+LVEBMEstimator(2, max_iter=4, pool_size=64, random_state=0).fit(load_iris().data)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+        assert run_python(code).strip() == "[]"
+
     def test_one_seed_fixes_everything(self, X):
         a, b = (quick().fit(X) for _ in range(2))
         np.testing.assert_array_equal(a.score_samples(X), b.score_samples(X))
@@ -303,7 +314,7 @@ class TestNothingIsLost:
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_an_interrupted_fit_leaves_no_half_fitted_estimator(self, X, monkeypatch, error):
-        def stop(self, stage, optimizer):
+        def stop(self, run):
             raise error
 
         monkeypatch.setattr(Saddle, "update", stop)
@@ -319,7 +330,7 @@ class TestNothingIsLost:
         model = quick().fit(X)
         expected = model.score_samples(X)
 
-        def stop(self, stage, optimizer):
+        def stop(self, run):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Saddle, "update", stop)
@@ -343,12 +354,12 @@ class TestNothingIsLost:
     def test_a_single_bad_update_is_recovered_from(self, X, monkeypatch):
         update, calls = Saddle.update, []
 
-        def once_bad(self, stage, optimizer):
-            gap = update(self, stage, optimizer)
-            calls.append(stage.name)
+        def once_bad(self, run):
+            gap = update(self, run)
+            calls.append(run.stage.name)
             if len(calls) == 5:
                 with torch.no_grad():
-                    for parameter in stage.parameters:
+                    for parameter in run.stage.parameters:
                         parameter.fill_(float("nan"))
                 return float("nan")
             return gap
