@@ -18,7 +18,9 @@ _SMALLEST = {
 }
 _POSITIVE = ("learning_rate", "validation_fraction")
 _NOT_NEGATIVE = ("tol",)
-# Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md).
+# Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md). A
+# row of which half is seen shows a quarter of the pairs of features, and it is pairs that tell how
+# features depend on each other (docs/missing.md).
 _DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
 # Small tables are learned, and over-learned, in fewer updates (docs/choices.md).
 _UPDATES_A_ROW, _FEWEST_UPDATES, _MOST_UPDATES = 3, 1500, 3000
@@ -31,9 +33,10 @@ def default_components(n_features: int) -> int:
     return min(n_features, max(2, min(10, -(-n_features // 2))))
 
 
-def default_weight_decay(n_samples: float) -> float:
-    """400 / n, within .03 and 3."""
-    return min(max(_DECAY_TIMES_ROWS / n_samples, _SMALLEST_DECAY), _LARGEST_DECAY)
+def default_weight_decay(n_samples: float, share_of_pairs: float = 1.0) -> float:
+    """400 / n, within .03 and 3, for n rows by the share of pairs of entries that are seen."""
+    decay = _DECAY_TIMES_ROWS / max(n_samples * share_of_pairs, 1.0)
+    return min(max(decay, _SMALLEST_DECAY), _LARGEST_DECAY)
 
 
 def default_max_iter(n_samples: float) -> int:
@@ -42,9 +45,11 @@ def default_max_iter(n_samples: float) -> int:
 
 
 def checked_options(
-    parameters: dict[str, Any], *, n_features: int, n_samples: float
+    parameters: dict[str, Any], *, n_features: int, n_samples: float, share_of_pairs: float = 1.0
 ) -> dict[str, Any]:
     """The parameters of training, each validated and every default resolved.
+
+    ``share_of_pairs`` is that of the pairs of entries of a row that are both seen.
 
     Raises
     ------
@@ -67,8 +72,9 @@ def checked_options(
         default_max_iter(n_samples) if max_iter == "auto" else _integer("max_iter", max_iter, 1)
     )
     options["step_size"] = _real_or_auto("step_size", parameters["step_size"], "auto")
+    decay = default_weight_decay(n_samples, share_of_pairs)
     options["weight_decay"] = _real_or_auto(
-        "weight_decay", parameters["weight_decay"], default_weight_decay(n_samples), zero=True
+        "weight_decay", parameters["weight_decay"], decay, zero=True
     )
     options["n_components"] = (
         default_components(n_features) if k is None else _integer("n_components", k, 1)

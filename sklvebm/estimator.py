@@ -53,6 +53,11 @@ def _count(weight: NDArray) -> int | float:
     return int(total) if total.is_integer() else total
 
 
+def _share_of_pairs(X: NDArray, weight: NDArray) -> float:
+    """How many of the pairs of entries of a row are both seen, on average."""
+    return float(np.average(np.mean(~np.isnan(X), axis=1) ** 2, weights=weight))
+
+
 def _attributes(model: Model) -> dict[str, Any]:
     """What a fitted estimator knows of its model."""
     return {
@@ -124,7 +129,8 @@ class LVEBMEstimator(
         "ula" at a hundredth).
     weight_decay : float or "auto", default="auto"
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
-        400 over the number of rows seen, within .03 and 3.
+        400 over the number of rows seen, within .03 and 3. Where entries are missing, a row counts
+        by the share of its pairs of entries that are both seen.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
@@ -452,6 +458,7 @@ class LVEBMEstimator(
                     self.get_params(deep=False),
                     n_features=X.shape[1],
                     n_samples=self.n_samples_seen_,
+                    share_of_pairs=_share_of_pairs(X, weight),
                 ),
                 **overrides,
             }

@@ -281,8 +281,8 @@ def phi4_pools(n_sites, n_pools, size, generator, *, n_visits):
 @pytest.mark.parametrize(("n_sites", "n_visits"), [(8, 100), (16, 120)])
 @pytest.mark.statistical
 def test_phi4_log_partition(generator, n_sites, n_visits):
-    """Sixteen pools: right on average to 0.05 nats, by errors of their own that are honest."""
-    energy, pools = phi4_pools(n_sites, 16, 1024, generator, n_visits=n_visits)
+    """Thirty-two pools: right on average to 0.05 nats, by errors of their own that are honest."""
+    energy, pools = phi4_pools(n_sites, 32, 512, generator, n_visits=n_visits)
     found = [log_partition(energy, v, noise=Noise(generator)) for v in pools]
     value, std = np.array([p[:2] for p in found]).T
     exact = oracles.phi4_log_partition(n_sites)

@@ -210,6 +210,7 @@ class TestParameters:
         assert np.array_equal(auto.score_samples(X), given.score_samples(X))
         assert default_weight_decay(1000) == pytest.approx(0.4)
         assert (default_weight_decay(2), default_weight_decay(10**6)) == (3.0, 0.03)
+        assert default_weight_decay(1000, 0.25) == default_weight_decay(250)
         assert auto.partial_fit(X[:7]).n_samples_seen_ == len(X) + 7
 
     def test_max_iter_by_rows(self):
