@@ -28,6 +28,7 @@ N_SEEDS, N_HELD_OUT = 3, 500
 def measure(name, device, seed):
     """Seconds of every call on ``device``, its peak memory, and the held-out score."""
     import torch
+
     from sklvebm import LVEBMEstimator
 
     X = np.random.default_rng(seed).permutation(rows_of(name.split(" (")[0]))
@@ -90,7 +91,9 @@ def main():
             }
             for name in CASES
         }
-        text = f"{table(results)}\n\n{where['device']}; {where['threads']} threads of the processor."
+        text = (
+            f"{table(results)}\n\n{where['device']}; {where['threads']} threads of the processor."
+        )
         if arguments.keep:
             path = ROOT / "benchmarks" / "results" / "cuda.json"
             path.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")

@@ -145,7 +145,7 @@ def measure(table_name: str, model_name: str, seed: int) -> tuple[dict[str, Any]
     if hasattr(model, "transform"):
         found |= _latents(model, split)
     if hasattr(model, "sample"):
-        found |= _samples(model, split)
+        found |= _samples(model, split, table.kind == "planar")
     found["peak_mib"] = _peak_mib() - before
     return found, np.round(rows, 3).astype(np.float32)
 
@@ -184,7 +184,7 @@ def _latents(model, split):
     return found
 
 
-def _samples(model, split):
+def _samples(model, split, is_planar):
     import metrics
 
     drawn, seconds = _timed(model.sample, _N_SAMPLES)
@@ -193,6 +193,9 @@ def _samples(model, split):
     drawn = np.random.default_rng(0).permutation(drawn)
     floor = metrics.sample_distances(split.X_train, split.X_test)
     found = {f"{name}_floor": value for name, value in floor.items()}
+    if is_planar:
+        found["least_share"] = metrics.least_share(drawn, split.X_train, split.X_train)
+        found["least_share_floor"] = metrics.least_share(split.X_test, split.X_train, split.X_train)
     return found | metrics.sample_distances(drawn, split.X_test) | {"sample_s": seconds}
 
 

@@ -129,6 +129,9 @@ def verdicts():
     lines = list(likelihood_verdicts(real))
     short = [mean(t, OURS, "short_of_truth") for t in planar]
     lines.append(("planar: within .05 nats of the truth", "all", count(short, lambda s: s <= 0.05)))
+    shares = [mean(t, OURS, "least_share") for t in planar]
+    asked = "planar: every cell has a third of its share of samples, no lost mode"
+    lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
     for tables, wanted, kind in ((physical, "all", "physical"), (real, "three quarters", "real")):
         found = against(tables, "mse", ("VAE", "PPCA"), min)
         asked = f"reconstruction at or below the VAE's and PCA's, {kind}"
@@ -155,6 +158,15 @@ def floors(tables):
         ratios = (mean(table, m, "sliced_w2") / floor for m in (OURS, *SAMPLERS))
         lines.append([table, f"{floor:.3f}", *("" if np.isnan(r) else f"{r:.2f}" for r in ratios)])
     return markdown(["data", "floor", OURS, *SAMPLERS], lines)
+
+
+def cells(tables):
+    """Least share of samples in a cell of the plane over that of the data."""
+    lines = []
+    for table in tables:
+        found = (shown(table, model, "least_share") for model in (OURS, *SAMPLERS))
+        lines.append([table, *found, shown(table, OURS, "least_share_floor")])
+    return markdown(["data", OURS, *SAMPLERS, "held-out rows"], lines)
 
 
 def where():
@@ -230,6 +242,7 @@ def blocks():
         ),
         "reconstruction": grid(real + physical, decoders, "mse", 3),
         "samples": floors(everything),
+        "modes": cells(planar),
         "logistic": grid(labelled, (OURS, *LATENTS), "logistic", 3),
         "knn": grid(labelled, (OURS, *LATENTS), "knn", 3),
         "seconds": grid(everything, timed, "fit_s", 0),

@@ -106,8 +106,8 @@ def assert_calibrated(estimates, stds, exact, *, optimism: float = 1.25) -> None
     """The standard errors that come with the estimates are neither too small nor idle.
 
     Where the errors are right, one replicate in 22 is further off than two of them and one in two
-    than .67 of them: how many are is binomial. Counts, unlike squares, need no more of the tail: the
-    logarithm of a mean of weights has a heavy one, since a proposal may miss a mode once in
+    than .67 of them: how many are is binomial. Counts, unlike squares, ask nothing of the tail,
+    which is heavy for the logarithm of a mean of weights: a proposal may miss a mode once in
     thousands. A reported error may be off by a factor ``optimism`` either way: it is itself an
     estimate.
     """
