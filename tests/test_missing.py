@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import gaussian_conditional, gaussian_log_prob
 from sklearn.datasets import load_iris, make_moons
-from statistical import assert_close_to, assert_within_errors
+from statistical import assert_close_to, assert_uniform_ranks, assert_within_errors
 from torch import nn
 
 from sklvebm import LVEBMEstimator
@@ -161,6 +161,17 @@ class TestTilted:
             exact = np.log(np.trapezoid(np.exp(density), grid))
             error = np.hypot(error, np.average(errors, weights=np.exp(density)))
             assert_within_errors(value, error, exact, slack=error**2 + 0.01)
+
+    @pytest.mark.statistical
+    def test_draws_rank_evenly_about_rows_of_the_model(self, moons, rng):
+        """Of the model's own rows, what is hidden ranks evenly among draws: intervals cover."""
+        X = moons.sample(1500, random_state=int(rng.integers(2**31)))
+        hidden = np.arange(len(X)), rng.integers(0, 2, len(X))
+        seen = X.copy()
+        seen[hidden] = np.nan
+        draws = moons.sample_conditional(seen, 19, random_state=int(rng.integers(2**31)))
+        ranks = (draws[:, *hidden] < X[hidden]).sum(0)
+        assert_uniform_ranks(ranks, 20)
 
     def test_complete_rows_do_not_notice_the_others(self, moons):
         X = moons.sample(6, random_state=0)

@@ -44,7 +44,7 @@ def error(table):
 print(f"error, column means:      {error(SimpleImputer().fit_transform(X)):.3f}")
 print(f"error, conditional means: {error(filled):.3f}")
 
-low, high = np.quantile(completions, [0.05, 0.95], axis=0)
+low, high = np.quantile(completions, [0.05, 0.95], axis=0, method="weibull")
 inside = ((low <= complete) & (complete <= high))[missing].mean()
 print(f"share of the missing entries within the middle nine tenths of the draws: {inside:.2f}")
 
