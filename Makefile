@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 PIP := python -m pip install -q --disable-pip-version-check
 # What a wrong build or an old dependency would break. The wheel is tested with these, less those
-# marked slow; the oldest dependencies with all of these and the training.
+# marked slow; the oldest dependencies with all of these, the training and dask.
 QUICK := $(addprefix tests/test_,packaging.py structure.py interfaces.py callbacks.py docs.py \
 	displays.py outliers.py robustness.py estimator.py)
 
@@ -69,7 +69,8 @@ test-min:  ## these and the slow ones against the oldest dependencies that are d
 	rm -rf .venv-min
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/$(PIP) -c constraints-min.txt -e ".[plot,progress,persist,test]"
-	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto $(QUICK) tests/test_training.py
+	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n auto $(QUICK) \
+		tests/test_training.py tests/test_scale.py
 
 clean:
 	rm -rf $(VENV) .venv-wheel .venv-min build dist *.egg-info docs/_build docs/auto_gallery docs/api/generated
