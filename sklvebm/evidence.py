@@ -37,9 +37,9 @@ from .langevin import (
 from .mixtures import Guess, StudentMixture
 from .particles import ACCEPTANCE
 
-# Draws of the round that a proposal is fitted by, and of the round that counts; the same for rows
-# that want more.
-_PILOT, _SIZE, _MORE_PILOT, _MORE = 64, 256, 256, 1024
+# Draws of the round that a proposal is fitted by, and of the round that counts, for an evidence;
+# the same for rows that want more.
+_PILOT, SIZE, _MORE_PILOT, _MORE = 64, 256, 256, 1024
 # Standard errors of a pilot, in nats, beyond which a row gets more draws, and the annealed path.
 _WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.8
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
@@ -256,6 +256,7 @@ def row_posterior(
     *,
     spread: Tensor,
     noise: Callable[[int], Noise],
+    n_draws: int = SIZE,
     n_heavy: int | None = None,
 ) -> Posterior:
     """The posterior of each row of ``x (n, d)``, with the effort that each one needs.
@@ -273,6 +274,8 @@ def row_posterior(
     noise : callable
         ``noise(i)`` is the noise of round i, anew at each call: a row's answer then does not
         depend on which other rows need that round.
+    n_draws : int
+        Draws a row that count and are kept; rows that want more have more that count.
     n_heavy : int, optional
         Leading coordinates whose proposals have heavy tails; all by default.
     """
@@ -295,14 +298,14 @@ def row_posterior(
             spread=spread[rows],
             sizes=(size,),
             noise=noise(i),
-            n_draws=_SIZE,
+            n_draws=n_draws,
             n_heavy=n_heavy,
         )
 
     chunks = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
     errors, guesses = zip(*(pilot(1, few, _PILOT) for few in chunks), strict=True)
     error, guess = torch.cat(errors), Guess(*map(torch.cat, zip(*guesses, strict=True)))
-    answers = [answer(2, few, _SIZE) for few in chunks]
+    answers = [answer(2, few, n_draws) for few in chunks]
     found = Posterior(*map(torch.cat, zip(*answers, strict=True)))
     hard = torch.zeros_like(error, dtype=torch.bool)
     for rows, n in _few(error > _WANTS_MORE):
@@ -315,7 +318,7 @@ def row_posterior(
             guess.at(rows),
             spread=spread[rows],
             noise=noise(5),
-            n_draws=_SIZE,
+            n_draws=n_draws,
             n_heavy=n_heavy,
         )
         found = found.updated(rows[:n], walked)
