@@ -85,7 +85,7 @@ class FreshTrainer(Trainer):
         flow = super()._conditional_flow()
         flow.__class__ = FreshParticles
         with torch.no_grad():
-            flow.guess, covariance = self.energy.reference.linear_posterior(self.X)
+            flow.guess, covariance = self.energy.reference.linear_posterior(self.rows.x)
         flow.factor = torch.linalg.cholesky(regularised(covariance))
         return flow
 
