@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -122,14 +123,26 @@ class State(NamedTuple):
     gradient: Tensor
 
 
-class Info(NamedTuple):
+class Info:
     """What a step did.
 
-    ``acceptance (...)`` is min(1, Metropolis ratio) of the proposal. Unadjusted steps report the
-    ratio they would have been tested with: one minus its mean measures the discretisation bias.
+    Parameters
+    ----------
+    log_ratio : callable
+        The logarithm ``(...)`` of the Metropolis ratio, evaluated where somebody asks.
     """
 
-    acceptance: Tensor
+    def __init__(self, log_ratio: Callable[[], Tensor]) -> None:
+        self._log_ratio = log_ratio
+
+    @cached_property
+    def acceptance(self) -> Tensor:
+        """min(1, Metropolis ratio) of the proposal, ``(...)``.
+
+        Unadjusted steps report the ratio they would have been tested with: one minus its mean
+        measures the discretisation bias.
+        """
+        return self._log_ratio().clamp(max=0.0).exp()
 
 
 class Preconditioner(NamedTuple):
@@ -176,7 +189,7 @@ def metropolis_test(
         torch.where(accepted, proposal.log_density, state.log_density),
         torch.where(accepted[..., None], proposal.gradient, state.gradient),
     )
-    return moved, Info(log_ratio.clamp(max=0.0).exp())
+    return moved, Info(lambda: log_ratio)
 
 
 def _finite(log_ratio: Tensor) -> Tensor:
@@ -229,17 +242,20 @@ def langevin_step(
     move = wide * white(state.gradient) + (2 * wide) ** 0.5 * xi
     step = move if preconditioner is None else _apply(preconditioner.factor, move)
     proposal = init(state.position + step, log_density)
-    # The residual of the way there is √(2η) ξ; that of the way back is this.
-    back = move + wide * white(proposal.gradient)
-    log_ratio = (
-        proposal.log_density
-        - state.log_density
-        + 0.5 * xi.square().sum(-1)
-        - back.square_().sum(-1) / (4 * eta)
-    )
+
+    def log_ratio() -> Tensor:
+        # The residual of the way there is √(2η) ξ; that of the way back is this.
+        back = move + wide * white(proposal.gradient)
+        return (
+            proposal.log_density
+            - state.log_density
+            + 0.5 * xi.square().sum(-1)
+            - back.square_().sum(-1) / (4 * eta)
+        )
+
     if metropolis:
-        return metropolis_test(state, proposal, log_ratio, noise)
-    return proposal, Info(torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp())
+        return metropolis_test(state, proposal, log_ratio(), noise)
+    return proposal, Info(lambda: _finite(log_ratio()))
 
 
 def gaussian_step(
@@ -298,7 +314,7 @@ def independence_step(
     return (
         torch.where(accepted[..., None], fresh, position),
         torch.where(accepted, fresh_log_weight, log_weight),
-        Info(log_ratio.clamp(max=0.0).exp()),
+        Info(lambda: log_ratio),
     )
 
 
