@@ -70,7 +70,7 @@ class FreshPool(JointPool):
 class NoSweeps(JointPool):
     """A pool that moves by Metropolis-adjusted Langevin steps alone."""
 
-    def _sweep(self, log_tilt):
+    def _sweep(self, log_tilt, rows, known):
         pass
 
 
