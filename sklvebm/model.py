@@ -44,8 +44,7 @@ from .reconstruction import fit_remainder
 # must not depend on its neighbours to the last bit.
 _MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
 _N_CLIMB = 20
-# Draws that a posterior mean is taken of: half as many as an evidence needs. Its error is then
-# about a tenth of a posterior standard deviation.
+# Draws that a posterior mean is taken of: it needs fewer than an evidence does.
 _N_MEAN = SIZE // 2
 # Starts where posteriors have several peaks; draws of the prior among which they are chosen.
 MANY_STARTS, _N_CANDIDATES = 4, 64

@@ -66,6 +66,7 @@ def drawn(name, module, quick):
     folder = SCRATCH if quick else ROOT / "docs"
     module.picture(content["rows"], folder / f"claims-{name}.png")
     if not quick:
+        text += f"\n\n![{module.CAPTION}](claims-{name}.png)"
         insert(ROOT / "docs" / "claims.md", name, text)
 
 

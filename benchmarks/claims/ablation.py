@@ -43,6 +43,7 @@ from .common import (
     unique,
 )
 
+CAPTION = "Held-out likelihood and energy gap of each variant; fresh chains in orange."
 FULL = {"names": ("moons", "wine"), "seeds": range(3), "params": {"max_iter": 1000}}
 QUICK = {"names": ("wine",), "seeds": range(1), "params": SMALL}
 

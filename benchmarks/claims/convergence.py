@@ -26,6 +26,7 @@ from .common import (
     unique,
 )
 
+CAPTION = "Density and samples after more and more updates; held-out likelihood and truth."
 FULL = {"seeds": range(3), "updates": (50, 200, 1000, 3000), "n_axis": 72, "params": {}}
 QUICK = {
     "seeds": range(1),

@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import oracles
 
+CAPTION = "Gaps of each row; mean gaps against Langevin steps, and against weighted draws."
 FULL = {"seeds": range(3), "params": {}, "n_rows": 96, "n_updates": 3000}
 QUICK = {"seeds": range(1), "params": SMALL, "n_rows": 16, "n_updates": 200}
 # W of any rotation: at probabilistic PCA's, posteriors have no correlations to miss.

@@ -30,6 +30,7 @@ from .common import (
     unique,
 )
 
+CAPTION = "Held-out likelihood against step size, a dot a seed."
 FULL = {
     "names": ("digits", "moons"),
     "step_sizes": ("auto", 0.01, 0.03, 0.1, 0.3, 1.0),
