@@ -238,13 +238,17 @@ def covering(proposal: Proposal, log_tilt: LogDensity, members: Tensor, noise: N
     region reaches, and a Gaussian fitted to them joins the mixture.
     """
     threshold = math.log(max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members)) / 500)
+    n_before: float = math.inf
     for _ in range(_MAX_ADDED):
         forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
         weights = proposal.log_weights(members, log_tilt)
-        worst = int(weights.argmax())
-        if weights[worst] < logsumexp(forward) - math.log(_FEW_DRAWS) + threshold:
+        alone = weights >= logsumexp(forward) - math.log(_FEW_DRAWS) + threshold
+        # At the pace of the last component those to come would not reach them all: the weights of
+        # such a pool are spread out, and no few regions hold what the draws miss.
+        if not alone.any() or n_before - alone.sum() < n_before / _MAX_ADDED:
             break
-        state = init(members[worst].expand(_N_LOCAL, -1), log_tilt)
+        n_before = int(alone.sum())
+        state = init(members[int(weights.argmax())].expand(_N_LOCAL, -1), log_tilt)
         step_size = StepSize("auto", initial=0.01, target=ACCEPTANCE["mala"], rate=0.2)
         for _ in range(_N_LOCAL_STEPS):
             state, info = gaussian_step(state, log_tilt, step_size=step_size.value, noise=noise)

@@ -26,6 +26,7 @@ from sklvebm.mixtures import Guess, moments
 from sklvebm.partition import (
     LogPartition,
     bennett,
+    covering,
     direct_log_partition,
     excess_tilt,
     joined,
@@ -198,6 +199,28 @@ def test_draws_that_cannot_be_evaluated_weigh_nothing(generator, estimate):
     value, std, *_ = columns(estimates(energy, pools, generator, estimate=estimate))
     assert_close_to(value, math.log(0.5), slack=np.mean(std**2))
     assert_calibrated(value, std, math.log(0.5))
+
+
+@pytest.mark.parametrize(("n_wells", "n_added"), [(0, 0), (1, 1), (3, 3), (40, 1)])
+def test_wells_that_the_draws_miss_are_covered_while_they_are_few(generator, n_wells, n_added):
+    """A member in each of some wells of width .03, four standard deviations out.
+
+    More wells than a mixture can hold are left to the annealed path, after one attempt.
+    """
+    angles = torch.arange(n_wells).double() * (2 * math.pi / max(n_wells, 1))
+    wells = 4 * torch.stack([angles.cos(), angles.sin()], -1)
+    mass = 0.01 * n_wells
+
+    def log_tilt(v):
+        base = math.log1p(-mass) - 0.5 * v.square().sum(-1)
+        square = (v[..., None, :] - wells).square().sum(-1) / 0.03**2
+        deep = torch.logsumexp(-0.5 * square, -1) + math.log(0.01 / 0.03**2)
+        return torch.logaddexp(base, deep) + 0.5 * v.square().sum(-1)
+
+    members = torch.cat([normal(generator, 1000, 2), wells])
+    noise = Noise(generator)
+    found = covering(Proposal.reference(members), log_tilt, members, noise)
+    assert len(found.weights) == 1 + n_added
 
 
 @ESTIMATES

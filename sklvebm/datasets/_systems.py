@@ -232,9 +232,9 @@ class FitzHughNagumo(DynamicalSystem):
 
     def velocity(self, X):
         v, w = X.T
-        return np.stack(
-            [v - v**3 / 3 - w + self.current, self.epsilon * (v + self.a - self.b * w)], 1
-        )
+        # Powers beyond the square are slow in numpy.
+        cubic = v - v * v * v / 3
+        return np.stack([cubic - w + self.current, self.epsilon * (v + self.a - self.b * w)], 1)
 
     def _start(self, n, rng):
         return rng.uniform(-2, 2, (n, 2))
