@@ -134,8 +134,9 @@ class LVEBMEstimator(
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
-        Evaluations without improvement after which a stage stops. There are twenty evaluations in
-        ``max_iter`` updates, and five updates or more between two.
+        Evaluations without improvement after which the tilt stage stops; the reference stage, whose
+        likelihood has no noise of log Z, stops after a third as many. There are twenty evaluations
+        in ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
         Share of the rows held out for stopping: never fewer than 20 or, in small tables, a
         quarter, and never more than 256.

@@ -13,6 +13,9 @@ from .energies._joint import JointEnergy
 from .optimizer import AdamW
 from .state import Stateful
 
+# The likelihood of the reference is exact, and has turned where it turns; that of the tilt has the
+# noise of log Z and of a pool, and gets more evaluations before it is given up.
+_PATIENCE_WITHOUT_POOL = 1 / 3
 # γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
 _AVERAGING = 3.0
 
@@ -85,7 +88,7 @@ class Run(Stateful):
     learning_rate, weight_decay : float
     tol : float
     patience : int
-        As in :class:`Keeper`.
+        As in :class:`Keeper`; a third of it for a stage without a pool.
     """
 
     STATE = ("average", "optimizer", "keeper", "step", "last", "recoveries")
@@ -112,6 +115,8 @@ class Run(Stateful):
             list(self.average.parameters()),
             list(energy.parameters()),
         )
+        if not stage.uses_pool:
+            patience = max(1, round(_PATIENCE_WITHOUT_POOL * patience))
         self.keeper = Keeper(self.average, tol=tol, patience=patience)
         # Updates made, updates at the last evaluation, returns to the last good state.
         self.step = self.last = self.recoveries = 0

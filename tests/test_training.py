@@ -9,6 +9,8 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import LVEBMEstimator, TiltedEnergy
+from sklvebm.energies import LinearEnergy
+from sklvebm.stage import Run, Stage
 
 # Minus the entropy of make_moons(noise=.1), in nats: no density scores above it on average.
 CEILING = -1.008
@@ -94,3 +96,18 @@ def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):
     assert model.n_iter_ == 60
     assert model.converged_
     assert all("log_likelihood" not in row for row in model.history_)
+
+
+@pytest.mark.parametrize(
+    ("patience", "uses_pool", "expected"), [(12, True, 12), (12, False, 4), (1, False, 1)]
+)
+def test_an_exact_likelihood_is_given_up_sooner(generator, patience, uses_pool, expected):
+    """A stage without a pool stops after a third as many evaluations without improvement."""
+    energy = LinearEnergy().build(2, 1, generator=generator)
+    stage = Stage("any", list(energy.parameters()), 10, 1.0, uses_pool)
+    run = Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=patience)
+    for _ in range(expected):
+        run.keeper.note(0.0)
+    assert not run.is_over
+    run.keeper.note(0.0)
+    assert run.is_over
