@@ -143,13 +143,13 @@ class Saddle:
         self._good: dict[str, Any] = {}
         self._index = 0
 
-    def _visit(self) -> tuple[Tensor, Tensor]:
+    def _visit(self, energy: JointEnergy) -> tuple[Tensor, Tensor]:
         """The completed rows and the latents of an update, ``(b, p or 1, d)``, ``(b, p, k)``."""
         if not self._waiting:
             picks = next(self._passes)
             # A row of large weight, or of a small table, is picked more than once, and moves once.
             moving = picks.unique()
-            self.conditional.advance(moving, self.energy.posterior(self.rows.x[moving]))
+            self.conditional.advance(moving, energy.posterior(self.rows.x[moving]))
             # What is left over at the end, if less than half a batch, would be noise.
             batches = picks.split(self._batch_size)
             self._waiting = [b.clone() for b in batches if 2 * len(b) >= self._batch_size]
@@ -164,16 +164,16 @@ class Saddle:
         stage, optimizer = run.stage, run.optimizer
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        x, z = self._visit()
+        x, z = self._visit(run.energy)
         if stage.uses_pool:
             self.pool.advance(self.energy.log_tilt, next(self._members))
             negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
         of_rows, of_pool = self.shares
-        loss = of_rows * self._energy(stage, x, z).mean()
+        loss = of_rows * self._energy(run, x, z).mean()
         if stage.uses_pool:
-            loss = loss - of_pool * self._energy(stage, *negatives).mean()
+            loss = loss - of_pool * self._energy(run, *negatives).mean()
         optimizer.clear()
         loss.backward()
         loss = self._summed(stage, loss.detach())
@@ -202,11 +202,11 @@ class Saddle:
         # Each rank fits a mixture of its own: any proposal leaves the law invariant.
         self.pool.proposal = Proposal.fitted(self.group.gather(v), self.pool.noise)
 
-    def _energy(self, stage: Stage, x: Tensor, z: Tensor) -> Tensor:
+    def _energy(self, run: Run, x: Tensor, z: Tensor) -> Tensor:
         """The part of E that the stage's parameters enter."""
-        if stage.name == "tilt" and self.energy.tilt is not None:
-            return self.energy.tilt(x, z)
-        return self.energy(x, z)
+        if run.stage.name == "tilt" and run.energy.tilt is not None:
+            return run.energy.tilt(x, z)
+        return run.energy(x, z)
 
     def train(self, stages: list[Stage], saved: dict[str, Any] | None = None) -> None:
         """Train the stages in turn, from the start or from where ``saved`` was kept."""
@@ -304,7 +304,7 @@ class Saddle:
             self.conditional.align(self.group.mean)
             self.pool.align(self.group.mean)
         if self.evaluate is not None:
-            evaluation = self.evaluate(run.average, run.stage.uses_pool)
+            evaluation = self.evaluate(run.shown, run.stage.uses_pool)
             run.keeper.note(evaluation.log_likelihood)
         self._record(run.stage, gap, evaluation, run.average)
 

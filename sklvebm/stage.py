@@ -24,6 +24,7 @@ class Stage(NamedTuple):
     """What one part of training learns: ``name``, its ``parameters``, how long and how fast.
 
     ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
+    Without one f ≡ 0.
     """
 
     name: str
@@ -103,8 +104,12 @@ class Run(Stateful):
         tol: float,
         patience: int,
     ) -> None:
-        self.stage, self.energy = stage, energy
+        self.stage = stage
         self.average = copy.deepcopy(energy)
+        # What of the energy, and of its average, is not zero in this stage.
+        self.energy, self.shown = (
+            e if stage.uses_pool else e.without_tilt() for e in (energy, self.average)
+        )
         self.optimizer = AdamW(
             stage.parameters,
             energy.decayed_parameters(),
@@ -135,7 +140,7 @@ class Run(Stateful):
         """Forget the optimizer's moments, go on at a third of the learning rate; returns that."""
         self.optimizer.forget()
         self.optimizer.rate /= 3
-        self.average.load_state_dict(self.energy.state_dict())
+        self.shown.load_state_dict(self.energy.state_dict())
         return self.optimizer.rate
 
     @torch.no_grad()

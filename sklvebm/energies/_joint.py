@@ -40,6 +40,10 @@ class JointEnergy(nn.Module):
         energy = -self.reference.log_prob(x, z)
         return energy if self.tilt is None else energy + self.tilt(x, z)
 
+    def without_tilt(self) -> JointEnergy:
+        """p_0 alone, the same module: all that there is while f ≡ 0."""
+        return JointEnergy(self.reference, None, reference_share=self.reference_share)
+
     @property
     def is_gaussian(self) -> bool:
         """Whether E is linear-Gaussian, so that posterior and evidence have closed forms."""
