@@ -46,6 +46,26 @@ def test_the_posterior_of_a_row(name, generator):
     torch.testing.assert_close(density(z), exact[0])
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_complete_rows_among_others(name, generator):
+    """Where other rows of a table miss entries, all have coordinates for them, which are idle."""
+    energy = away_from_the_start(SPECS[name], generator)
+    x = torch.randn(7, D, generator=generator, dtype=torch.float64)
+    u = torch.randn(7, 4, K + D, generator=generator, dtype=torch.float64)
+    density = energy.posterior(x)
+
+    def expected(u):
+        z, y = u.split([K, D], -1)
+        return torch.distributions.Normal(0.0, 1.0).log_prob(y).sum(-1) - energy(x[:, None], z)
+
+    assert_same(value_and_gradient(density, u), value_and_gradient(expected, u))
+    torch.testing.assert_close(density(u), expected(u))
+    # The same rows beside one that misses an entry.
+    beside = torch.cat([x, torch.full((1, D), torch.nan, dtype=torch.float64)])
+    value = energy.posterior(beside)(torch.cat([u, u[:1]]))[:-1]
+    torch.testing.assert_close(value, density(u))
+
+
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "linear"])
 def test_the_tilt_in_the_reference_coordinates(name, generator):
     energy = away_from_the_start(SPECS[name], generator)

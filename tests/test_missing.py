@@ -194,6 +194,16 @@ class TestTilted:
         np.testing.assert_array_equal(moons.impute(X), moons.impute(X))
         assert moons.sample_posterior(X, 2).shape == (2, 5, 2)
 
+    @pytest.mark.parametrize("inference", ["langevin", "variational", "map"])
+    def test_a_single_hole(self, inference, rng):
+        """Nearly every batch is then complete, and so are the rows that are held out."""
+        X = load_iris().data
+        X[rng.integers(len(X)), 0] = np.nan
+        model = LVEBMEstimator(
+            1, inference=inference, max_iter=20, batch_size=2, pool_size=128, random_state=0
+        ).fit(X)
+        assert np.isfinite(model.score_samples(X)).all()
+
     @pytest.mark.parametrize("inference", ["variational", "map"])
     def test_other_inferences(self, inference, rng):
         X = holed(load_iris().data, rng)[:-1]

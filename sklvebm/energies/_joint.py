@@ -86,7 +86,7 @@ class JointEnergy(nn.Module):
                 return -self(rows, u)
             z, y = self._parts(u)
             completed, log_det = self.reference.fill(rows, z, y)
-            idle = torch.where(observed, -0.5 * (y.square() + _LOG_2PI), 0.0).sum(-1)
+            idle = torch.where(observed, _log_normal(y), 0.0).sum(-1)
             return log_det + idle - self(completed, z)
 
         return log_density
@@ -96,19 +96,26 @@ class JointEnergy(nn.Module):
         """What depends on x alone is computed once, for ``rows (n, 1, d)``."""
         tilt = self.tilt if isinstance(self.tilt, NetworkTilt) else None
         entered = None if tilt is None else tilt.enter(rows)
+        k = self.reference.n_components
 
-        def log_density(z: Tensor) -> Tensor:
+        def log_density(u: Tensor) -> Tensor:
+            z = u[..., :k]
             value = self.reference.log_prob(rows, z)
-            if tilt is None or entered is None:
-                return value
-            return value - tilt.vjp(entered, z)[0]
+            if tilt is not None and entered is not None:
+                value = value - tilt.vjp(entered, z)[0]
+            # Rows that miss nothing, among others that do.
+            return value if u.shape[-1] == k else value + _log_normal(u[..., k:]).sum(-1)
 
-        def both(z: Tensor) -> tuple[Tensor, Tensor]:
+        def both(u: Tensor) -> tuple[Tensor, Tensor]:
+            z = u[..., :k]
             energy, gradient = self.reference.energy_by_latent(rows, z)
             if tilt is not None and entered is not None:
                 value, slope = tilt.vjp(entered, z)
                 energy, gradient = energy + value, gradient + tilt.by_latent(slope())
-            return -energy, -gradient
+            if u.shape[-1] == k:
+                return -energy, -gradient
+            y = u[..., k:]
+            return _log_normal(y).sum(-1) - energy, -torch.cat([gradient, y], -1)
 
         return Differentiated(log_density, both)
 
@@ -149,6 +156,11 @@ class JointEnergy(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2 and name != "reference.weight":
                 yield parameter
+
+
+def _log_normal(y: Tensor) -> Tensor:
+    """log N(y; 0, 1) of each entry."""
+    return -0.5 * (y.square() + _LOG_2PI)
 
 
 def _trainable(module: nn.Module | None) -> Iterator[nn.Parameter]:
