@@ -41,24 +41,26 @@ class Keeper(Stateful):
     ----------
     average : JointEnergy
     tol : float
-        Gain that counts as an improvement.
+        Gain over the last improvement that counts as another: a slow climb adds up.
     patience : int
         Evaluations without improvement after which to stop.
     """
 
-    STATE = ("best", "best_state", "n_stale")
+    STATE = ("best", "best_state", "improved", "n_stale")
 
     def __init__(self, average: JointEnergy, *, tol: float, patience: int) -> None:
         self.average, self.tol, self.patience = average, tol, patience
-        self.best = -math.inf
+        self.best = self.improved = -math.inf
         self.best_state: dict[str, Tensor] | None = None
         self.n_stale = 0
 
     def note(self, value: float) -> None:
         """Compare the current average, which scores ``value``, with the best."""
         first = self.best_state is None
-        improved = value > self.best + self.tol
-        self.n_stale = 0 if improved or first else self.n_stale + 1
+        if value > self.improved + self.tol or first:
+            self.improved, self.n_stale = value, 0
+        else:
+            self.n_stale += 1
         if value > self.best or first:
             self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
 
