@@ -1,9 +1,9 @@
 """Where the seconds of fit, transform, score_samples and sample go, at default settings.
 
-Run ``python benchmarks/fit_profile.py`` (some minutes, all cores). ``--before PATH`` takes the same
-figures from another checkout, in turn with this one, so that both meet the same machine. It prints
-the table; ``--keep`` writes ``benchmarks/results/fit_profile.json`` and puts it into
-``docs/scale.md``.
+Run ``python benchmarks/fit_profile.py`` (some minutes, all cores, and once more on one thread).
+``--before PATH`` takes the same figures from another checkout, in turn with this one, so that both
+meet the same machine. It prints the table; ``--keep`` writes
+``benchmarks/results/fit_profile.json`` and puts it into ``docs/scale.md``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,13 @@ def table(results: list[dict], where: dict) -> str:
     for row in results:
         seconds = " | ".join(f"{row['seconds'][name]:.1f}" for name in columns)
         lines.append(f"| {row['data']} | {row['code']} | {row['seconds']['updates']} | {seconds} |")
-    return "\n".join([*lines, "", f"Seconds; {where['processor']}, {where['threads']} threads."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seconds; {where['processor']}, {where['threads']} threads but where one is named.",
+        ]
+    )
 
 
 def main() -> None:
@@ -112,12 +118,15 @@ def main() -> None:
         return
     from digits import insert, last_line_of, machine
 
-    checkouts = {"now": ROOT} | ({"before": arguments.before} if arguments.before else {})
+    codes: dict[str, dict[str, str]] = {}
+    if arguments.before:
+        codes["before"] = {"PYTHONPATH": str(arguments.before.resolve())}
+    here = {"PYTHONPATH": str(ROOT)}
+    codes |= {"now, one thread": here | {"OMP_NUM_THREADS": "1"}, "now": here}
     results = []
     for data in TABLES:
-        for code, checkout in reversed(checkouts.items()):
-            package = str(checkout.resolve())
-            seconds = last_line_of(__file__, "--measure", data, PYTHONPATH=package)
+        for code, environment in codes.items():
+            seconds = last_line_of(__file__, "--measure", data, **environment)
             results.append({"data": data, "code": code, "seconds": seconds})
             print(results[-1], flush=True)
     where = machine()
