@@ -59,6 +59,9 @@ def linear_guess(
     """
     n, d = x.shape
     k = len(mean) - d
+    dtype = x.dtype
+    # What is lost is a difference, which rounding would make indefinite where features repeat.
+    x, mean, covariance, within = (part.double() for part in (x, mean, covariance, within))
     missing = torch.isnan(x)
     covariance = regularised(covariance)
     cross, whole = covariance[:k, k:], covariance[k:, k:]
@@ -73,4 +76,4 @@ def linear_guess(
     spread = torch.zeros(n, k + d, k + d, dtype=x.dtype, device=x.device)
     spread[:, :k, :k] = within + 0.5 * (lost + lost.transpose(1, 2))
     spread[:, k:, k:] = eye
-    return torch.cat([z, torch.zeros_like(x)], 1), spread
+    return torch.cat([z, torch.zeros_like(x)], 1).to(dtype), spread.to(dtype)

@@ -267,6 +267,18 @@ def test_the_linear_guess_is_gaussian_conditioning(rng):
     np.testing.assert_allclose(spread[0, :2, :2], within[:2, :2] - full, atol=1e-2)
 
 
+def test_the_linear_guess_survives_features_that_repeat(rng):
+    """Hardly anything is lost with one of two that say the same: rounding must not show."""
+    z = rng.normal(size=(2, 400))
+    x = np.array([[1.0, 0.5], [1.0, 0.5], [0.2, -1.0], [0.2, -1.0]]) @ z
+    x += 1e-3 * rng.normal(size=x.shape)
+    joint = torch.tensor(np.cov(np.r_[z, x])).float()
+    rows = torch.tensor(holed(x.T[:200], rng)).float()
+    _, spread = linear_guess(rows, torch.zeros(6), joint, 1e-6 * torch.eye(2))
+    assert spread.dtype == torch.float32
+    assert float(torch.linalg.eigvalsh(spread).min()) > 0
+
+
 def test_rows_are_answered_apart_and_put_back():
     x = torch.tensor([[1.0, 2.0], [torch.nan, 3.0], [4.0, 5.0], [6.0, torch.nan]])
     assert [rows.tolist() for rows in apart(x)] == [[0, 2], [1, 3]]
