@@ -1,6 +1,6 @@
 """Seconds and memory of a fit against rows, features, latents and particles, up to 1,000,000 × 50.
 
-Run ``python benchmarks/scale.py`` (half an hour, all cores; ``--largest 200000`` stops earlier).
+Run ``python benchmarks/scale.py`` (ten minutes, all cores; ``--largest 200000`` stops earlier).
 Each cell is a process of its own that fits a memory-mapped table; its peak memory is counted above
 that of the same process after a fit of a few rows. The preset for large tables is the default with
 300 updates of 1,024 rows; a table of the size of MNIST is fitted with the default itself. It prints
@@ -103,19 +103,23 @@ def picture(results: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     fig, axes = plt.subplots(2, len(AXES), figsize=(11, 5), sharey="row", layout="constrained")
+    axes[0, 0].set_ylabel("fit, s")
+    axes[1, 0].set_ylabel("MiB above the interpreter")
     for column, axis in zip(axes.T, AXES, strict=True):
         others = {name: value for name, value in BASE.items() if name != axis}
         chosen = [r for r in results if {n: r["cell"][n] for n in others} == others]
         chosen.sort(key=lambda row: row["cell"][axis])
         sizes = [row["cell"][axis] for row in chosen]
-        for ax, name, unit in zip(column, ("seconds", "mib"), ("fit, s", "MiB"), strict=True):
+        for ax, name in zip(column, ("seconds", "mib"), strict=True):
             ax.loglog(sizes, [row[name] for row in chosen], "o-", color="#0072B2")
             ax.set_xlabel(axis)
+            ax.set_xticks(sizes, [EngFormatter(sep="")(size) for size in sizes])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.yaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3)
-            if column is axes.T[0]:
-                ax.set_ylabel(unit)
     fig.savefig(path, dpi=120)
 
 
@@ -123,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--largest", type=int, default=1_000_000, help="most rows")
     parser.add_argument("--keep", action="store_true", help="write the results and the page")
+    parser.add_argument("--redraw", action="store_true", help="write the page from the results")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -130,19 +135,22 @@ def main() -> None:
         return
     from digits import insert, last_line_of, machine
 
-    results = []
-    for cell in cells(arguments.largest):
-        found = last_line_of(__file__, "--measure", json.dumps(cell))
-        results.append({"cell": cell} | found)
-        print(results[-1], flush=True)
-    where = machine()
-    text = table(results, where)
+    path = ROOT / "benchmarks" / "results" / "scale.json"
+    if arguments.redraw:
+        content = json.loads(path.read_text())
+    else:
+        content = {"machine": machine(), "results": []}
+        for cell in cells(arguments.largest):
+            found = last_line_of(__file__, "--measure", json.dumps(cell))
+            content["results"].append({"cell": cell} | found)
+            print(content["results"][-1], flush=True)
+    text = table(content["results"], content["machine"])
     print(text)
-    if arguments.keep:
-        path = ROOT / "benchmarks" / "results" / "scale.json"
-        path.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
-        picture(results, ROOT / "docs" / "scale.png")
-        insert(ROOT / "docs" / "scale.md", "scale", text)
+    if arguments.keep or arguments.redraw:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        picture(content["results"], ROOT / "docs" / "scale.png")
+        shown = "![Seconds and memory against rows, features, latents and particles.](scale.png)"
+        insert(ROOT / "docs" / "scale.md", "scale", f"{text}\n\n{shown}")
 
 
 if __name__ == "__main__":
