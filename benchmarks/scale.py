@@ -4,8 +4,8 @@ Run ``python benchmarks/scale.py`` (ten minutes, all cores; ``--largest 200000``
 Each cell is a process of its own that fits a memory-mapped table; its peak memory is counted above
 that of the same process after a fit of a few rows. The preset for large tables is the default with
 300 updates of 1,024 rows; a table of the size of MNIST is fitted with the default itself. It prints
-the table; ``--keep`` writes ``benchmarks/results/scale.json``,
-the picture, and the table into ``docs/scale.md``.
+the table; ``--keep`` writes ``benchmarks/results/scale.json``, the picture, and the table into
+``docs/scale.md``; ``--redraw`` the latter two from the results.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_the_linear_guess_survives_features_that_repeat(rng):
     rows = torch.tensor(holed(x.T[:200], rng)).float()
     _, spread = linear_guess(rows, torch.zeros(6), joint, 1e-6 * torch.eye(2))
     assert spread.dtype == torch.float32
-    assert float(torch.linalg.eigvalsh(spread).min()) > 0
+    assert float(torch.linalg.eigvalsh(spread.double()).min()) > 0
 
 
 def test_rows_are_answered_apart_and_put_back():
