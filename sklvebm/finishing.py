@@ -30,6 +30,8 @@ _N_DIAGNOSED, _N_DIAGNOSED_DRAWS = 16, 50
 # Share of the pool that starts from data: where it settles elsewhere, the pool is not mixing.
 _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
+# Rows whose surroundings log Z is asked to cover.
+_N_COVERED = 4096
 
 
 class Guesses(NamedTuple):
@@ -83,7 +85,8 @@ def finish(
         LogPartition(0.0, 0.0, 0.0, 0.0),
         seed,
     )
-    picks = rows.order(noise.generator)[:_N_CALIBRATION]
+    order = rows.order(noise.generator)
+    picks = order[:_N_CALIBRATION]
     seen, guess = _complete(model, rows.x[picks], guesses.location[picks, :k])
     if energy.is_gaussian:
         mean, model.covariance = energy.reference.linear_posterior(seen)
@@ -96,7 +99,8 @@ def finish(
         started = _paired(model, rows.x[picks], noise)
         model.pool, trace = equilibrated(energy, pool, started, n_apart, noise)
         diagnostics |= joint_mixing(trace, n_apart)
-        log_z = log_partition(energy, model.pool, n_apart=n_apart, noise=noise)
+        data = _joint(energy, rows.x[order[:_N_COVERED]], guesses.location[order[:_N_COVERED], :k])
+        log_z = log_partition(energy, model.pool, n_apart=n_apart, data=data, noise=noise)
         judged = rows[picks] if held_out is None else held_out
         excess = _excess(model, max(_apart(judged.x[:_N_CALIBRATION]), key=len))
         model.log_partition = log_z._replace(excess=excess)
@@ -125,6 +129,13 @@ def _calibrate(model: Model, x: Tensor, guess: Tensor, noise: Noise) -> None:
         model.n_starts = MANY_STARTS
     mean, within = moments(many.draws, many.weights)
     model.covariance, model.start = within.mean(0), _ridge(x, mean)
+
+
+@torch.no_grad()
+def _joint(energy: JointEnergy, x: Tensor, guess: Tensor) -> Tensor:
+    """The rows that miss nothing, in the pool's coordinates, ``(n, k + d)``."""
+    complete = ~torch.isnan(x).any(1)
+    return energy.reference.join(x[complete], guess[complete])
 
 
 def _apart(x: Tensor) -> list[Tensor]:
@@ -167,7 +178,7 @@ def equilibrated(
     """
     x, z = data
     rows = torch.arange(n_apart, device=x.device) % len(x)
-    started = torch.cat([z[rows], energy.reference.to_noise(x[rows], z[rows])[0]], -1)
+    started = energy.reference.join(x[rows], z[rows])
     members = torch.cat([pool.position[: len(pool.position) - n_apart], started])
     moving = JointPool(members, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
     moving.proposal = pool.proposal

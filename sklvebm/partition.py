@@ -183,7 +183,12 @@ def direct_log_partition(
 
 
 def log_partition(
-    energy: JointEnergy, members: Tensor, *, n_apart: int = 0, noise: Noise
+    energy: JointEnergy,
+    members: Tensor,
+    *,
+    n_apart: int = 0,
+    data: Tensor | None = None,
+    noise: Noise,
 ) -> LogPartition:
     """log Z from fresh draws and ``members (m, k + d)`` of a pool in equilibrium.
 
@@ -200,11 +205,15 @@ def log_partition(
     n_apart : int
         The last ``n_apart`` members started elsewhere than the others: each part also gives an
         estimate of its own.
+    data : Tensor of shape (n, k + d), optional
+        Where the data are, in the pool's coordinates: the draws are widened to cover them too, so
+        that a well at some of the data is found whether or not the pool visits it.
     noise : Noise
     """
     log_tilt = energy.log_tilt
     fitted, judged = members[::2], members[1::2]
-    proposal = covering(Proposal.fitted(fitted, noise), log_tilt, members, noise)
+    known = members if data is None else torch.cat([members, data])
+    proposal = covering(Proposal.fitted(fitted, noise, full=True), log_tilt, known, noise)
     forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
     reverse = proposal.log_weights(judged, log_tilt)
     groups = _parts(len(judged), n_apart // 2)

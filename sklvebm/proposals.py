@@ -22,6 +22,8 @@ from .state import Stateful
 
 # Rows that a component with full covariance needs for each dimension, and the most components.
 _ROWS_A_DIMENSION, _MAX_COMPONENTS = 10, 20
+# Those that it must have for each dimension where it is to show how far its region reaches.
+_FULL_ROWS_A_DIMENSION = 5
 # Share of N(0, I), which bounds the weights wherever those of N(0, I) itself are bounded.
 _DEFENSIVE = 0.5
 _MAX_FITTED = 2048
@@ -56,8 +58,12 @@ class Proposal(Stateful):
         return cls(like.new_ones(1), like.new_zeros(1, m), eye[None])
 
     @classmethod
-    def fitted(cls, members: Tensor, noise: Noise) -> Proposal:
-        """N(0, I) and a Gaussian mixture fitted to ``members (n, m)``; N(0, I) if they are few."""
+    def fitted(cls, members: Tensor, noise: Noise, *, full: bool = False) -> Proposal:
+        """N(0, I) and a Gaussian mixture fitted to ``members (n, m)``; N(0, I) if they are few.
+
+        ``full`` leaves out components of too few members to show how far their region reaches: a
+        spike about one member says that the draws find a region of which they find a point.
+        """
         n, m = members.shape
         n_components = min(_MAX_COMPONENTS, n // (_ROWS_A_DIMENSION * m))
         reference = cls.reference(members)
@@ -71,14 +77,16 @@ class Proposal(Stateful):
             # An unconverged fit proposes as well; its overlap with the target says how well.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit.fit(rows)
+        kept = fit.weights_ * len(rows) >= (_FULL_ROWS_A_DIMENSION * m if full else 0)
+        shares = fit.weights_[kept] / fit.weights_[kept].sum()
 
         def joined(of_fit: NDArray, of_reference: Tensor) -> Tensor:
             return torch.cat([torch.as_tensor(of_fit).to(of_reference), of_reference])
 
         return cls(
-            joined((1 - _DEFENSIVE) * fit.weights_, _DEFENSIVE * reference.weights),
-            joined(fit.means_, reference.means),
-            joined(fit.covariances_, torch.eye(m).to(members)[None]),
+            joined((1 - _DEFENSIVE) * shares, _DEFENSIVE * reference.weights),
+            joined(fit.means_[kept], reference.means),
+            joined(fit.covariances_[kept], torch.eye(m).to(members)[None]),
         )
 
     def with_component(self, members: Tensor) -> Proposal:

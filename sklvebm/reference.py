@@ -348,6 +348,10 @@ class Reference(nn.Module):
         z, noise = v.split([self.n_components, self.n_features], dim=-1)
         return self.from_noise(noise, z), z
 
+    def join(self, x: Tensor, z: Tensor) -> Tensor:
+        """(x, z) to joint coordinates v = (a, ε): undoes :meth:`split`."""
+        return torch.cat([z, self.to_noise(x, z)[0]], -1)
+
     def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
         """:meth:`split`, and the way back from gradients by x and z to one by v."""
         z, noise = v.split([self.n_components, self.n_features], dim=-1)

@@ -198,7 +198,7 @@ class Saddle:
         """
         picks = slice(_MAX_PROPOSED // self.group.size)
         x, z = (part[:, 0] for part in self._completed(picks))
-        v = torch.cat([z, self.energy.reference.to_noise(x, z)[0]], -1)
+        v = self.energy.reference.join(x, z)
         # Each rank fits a mixture of its own: any proposal leaves the law invariant.
         self.pool.proposal = Proposal.fitted(self.group.gather(v), self.pool.noise)
 

@@ -68,7 +68,7 @@ def exact_linear_draws(energy, weight, bias, sigma, n, generator):
     """Draws of the linear-Gaussian model in the reference's coordinates."""
     z, noise = normal(generator, n, 2), normal(generator, n, 3)
     x = z @ torch.tensor(weight).T + torch.tensor(bias) + sigma * noise
-    return torch.cat([z, energy.reference.to_noise(x, z)[0]], -1)
+    return energy.reference.join(x, z)
 
 
 def exact_draws(energy, log_density, axes, n, generator):
@@ -78,7 +78,7 @@ def exact_draws(energy, log_density, axes, n, generator):
     weights = torch.from_numpy(np.exp(log_p - logsumexp(log_p)))
     picks = torch.multinomial(weights, n, True, generator=generator)
     x, z = torch.from_numpy(points[picks.numpy()]).split(1, dim=1)
-    return x, torch.cat([z, energy.reference.to_noise(x, z)[0]], -1)
+    return x, energy.reference.join(x, z)
 
 
 def direct(energy, members, *, noise, n_draws=1024):

@@ -35,8 +35,8 @@ def bimodal(v):
 def test_a_fitted_proposal_integrates_to_one(generator):
     proposal = Proposal.fitted(two_clusters(generator, 400), Noise(generator))
     assert len(proposal.weights) == 1 + 400 // 20
-    # Eight deviations of the widest component beyond the outermost mean leave out 1e-15. On steps of
-    # the narrowest deviation the trapezoid rule errs by 4 exp(−2π²) at most, by Poisson's summation.
+    # Eight deviations of the widest component beyond the outermost mean leave out 1e-15. On steps
+    # of the narrowest deviation the trapezoid rule errs by 4 exp(−2π²) at most (Poisson's sum).
     deviations = torch.linalg.svdvals(proposal.shapes.factor)
     reach = float(proposal.means.abs().max() + 8 * deviations.max())
     axis = np.arange(-reach, reach, float(deviations.min()))

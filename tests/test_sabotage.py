@@ -57,7 +57,7 @@ def built(module, scale):
 def members(energy, x, generator):
     """Pool members at ``x (n,)``, their latents from the prior."""
     z = torch.randn(len(x), 1, generator=generator, dtype=torch.float64)
-    return torch.cat([z, energy.reference.to_noise(x[:, None], z)[0]], -1)
+    return energy.reference.join(x[:, None], z)
 
 
 def stuck_pool(generator):
@@ -112,6 +112,23 @@ def test_a_deep_well_that_the_reference_never_visits(generator):
     blind = log_partition(energy, v[:-512], noise=Noise(generator))
     # Without them nothing could tell: the test shows what the data-started members are for.
     assert blind.conservative == pytest.approx(oracles.LOG_2PI, abs=0.2)
+    assert found.conservative > WELL_LOG_Z - 0.2 - Z * found.std
+
+
+@pytest.mark.parametrize("told_by", ["members", "data"])
+def test_a_well_of_two_points(generator, told_by):
+    """Two points in the deep well are enough, members of the pool or data that no member is near.
+
+    A mixture fitted to the pool puts a spike on one of them, so that neither seems to be missed.
+    """
+    energy = built(DeepWell(), 1.0)
+    x = torch.randn(2048, generator=generator, dtype=torch.float64)
+    v, z = members(energy, x, generator), torch.zeros(2, 1, dtype=torch.float64)
+    wells = energy.reference.join(torch.tensor([[9.3], [9.3001]], dtype=torch.float64), z)
+    data = wells if told_by == "data" else None
+    if told_by == "members":
+        v[:2] = wells
+    found = log_partition(energy, v, data=data, noise=Noise(generator))
     assert found.conservative > WELL_LOG_Z - 0.2 - Z * found.std
 
 
