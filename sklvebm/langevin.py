@@ -155,9 +155,19 @@ class Preconditioner(NamedTuple):
     def from_covariance(cls, covariance: Tensor) -> Preconditioner:
         """Cholesky factor of a symmetric positive definite ``covariance`` ``(..., m, m)``."""
         factor = torch.linalg.cholesky(covariance)
-        eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        return cls(factor, inverse)
+        return cls(factor, _inverse(factor))
+
+    def followed_by(self, covariance: Tensor) -> Preconditioner:
+        """That of ``covariance``; this one where it has none, because it is not finite."""
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        found = (failed == 0) & torch.isfinite(factor).all()
+        factor = torch.where(found, factor, self.factor)
+        return Preconditioner(factor, _inverse(factor))
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
 
 def regularised(covariance: Tensor) -> Tensor:
@@ -198,8 +208,11 @@ def _finite(log_ratio: Tensor) -> Tensor:
 
 
 def _step(step_size: float | Tensor, like: Tensor) -> float | Tensor:
-    """One step size for all chains as a number, which costs no operation on arrays; or theirs."""
-    if isinstance(step_size, Tensor) and step_size.ndim:
+    """One step size for all chains as a number, which costs no operation on arrays; or theirs.
+
+    One that is on a device stays there: nothing waits for the device to say it.
+    """
+    if isinstance(step_size, Tensor) and (step_size.ndim or step_size.device.type != "cpu"):
         return step_size.to(like)
     return float(step_size)
 
@@ -352,6 +365,8 @@ class StepSize:
             acceptance = info.acceptance
             dims = tuple(range(self.log_value.ndim, acceptance.ndim))
             error = acceptance.mean(dims) - self.target if dims else acceptance - self.target
+            if self.log_value.device != error.device:
+                # From the first update on it is where the chains are.
+                self.log_value = self.log_value.to(error)
             # Up to e⁻¹⁰ ... e²: past these the chain is broken, and the diagnostics say so.
-            moved = self.log_value + self.rate * error.to(self.log_value.device)
-            self.log_value = moved.clamp(-10.0, 2.0)
+            self.log_value = (self.log_value + self.rate * error).clamp(-10.0, 2.0)

@@ -8,6 +8,8 @@ N(v; 0, I) exp(−f).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -55,10 +57,10 @@ class LangevinParticles(Stateful):
         "covariance",
         "step_size.log_value",
         "preconditioner",
-        "acceptance",
+        "_acceptance",
         "_n_visits",
     )
-    ADAPTED = ("covariance", "step_size.log_value", "acceptance")
+    ADAPTED = ("covariance", "step_size.log_value", "_acceptance")
 
     def __init__(
         self,
@@ -78,8 +80,13 @@ class LangevinParticles(Stateful):
         initial = 0.3 if self.metropolis else 0.1 * float(torch.linalg.eigvalsh(covariance)[0])
         self.step_size = StepSize(step_size, initial=initial, target=ACCEPTANCE[dynamics])
         self.preconditioner = Preconditioner.from_covariance(covariance)
-        self.acceptance = float("nan")
+        self._acceptance = torch.tensor(math.nan)
         self._n_visits = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Mean acceptance of the last step."""
+        return float(self._acceptance)
 
     @property
     def location(self) -> Tensor:
@@ -104,7 +111,7 @@ class LangevinParticles(Stateful):
             )
             self.step_size.update(info)
         self.position[rows] = state.position
-        self.acceptance = float(info.acceptance.mean())
+        self._acceptance = info.acceptance.mean()
         self._adapt(state.position)
 
     def _adapt(self, z: Tensor) -> None:
@@ -116,8 +123,8 @@ class LangevinParticles(Stateful):
         centred = (z - z.mean(1, keepdim=True)).reshape(-1, k)
         weight = max(0.02, 1 / (self._n_visits + 10))
         self.covariance = torch.lerp(self.covariance, centred.T @ centred / (b * (p - 1)), weight)
-        if self._n_visits % 20 == 0 and bool(torch.isfinite(self.covariance).all()):
-            self.preconditioner = Preconditioner.from_covariance(regularised(self.covariance))
+        if self._n_visits % 20 == 0:
+            self.preconditioner = self.preconditioner.followed_by(regularised(self.covariance))
 
 
 class GaussianPosteriors(Stateful):
@@ -240,10 +247,10 @@ class JointPool(Stateful):
         "position",
         "proposal",
         "step_size.log_value",
-        "acceptance",
-        "sweep_acceptance",
+        "_acceptance",
+        "_sweep_acceptance",
     )
-    ADAPTED = ("step_size.log_value", "acceptance", "sweep_acceptance")
+    ADAPTED = ("step_size.log_value", "_acceptance", "_sweep_acceptance")
 
     def __init__(
         self,
@@ -260,8 +267,17 @@ class JointPool(Stateful):
         self.n_steps = n_steps
         self.noise = noise
         self.step_size = StepSize(step_size, initial=0.1, target=ACCEPTANCE[dynamics])
-        self.acceptance = float("nan")
-        self.sweep_acceptance = float("nan")
+        self._acceptance = self._sweep_acceptance = torch.tensor(math.nan)
+
+    @property
+    def acceptance(self) -> float:
+        """Mean acceptance of the last Langevin step."""
+        return float(self._acceptance)
+
+    @property
+    def sweep_acceptance(self) -> float:
+        """Mean acceptance of the last independence sweep."""
+        return float(self._sweep_acceptance)
 
     def advance(self, log_tilt: LogDensity, rows: Tensor | slice = slice(None)) -> None:
         """Move the members ``rows`` by Langevin steps, then sweep all members (not under "ula")."""
@@ -292,8 +308,10 @@ class JointPool(Stateful):
             if known is None:
                 value = log_tilt(v)
             else:
-                others = torch.ones(len(v), dtype=torch.bool, device=v.device)
-                others[rows] = False
+                # Sorted, rather than selected: how many there are is known without looking.
+                moved = torch.zeros(len(v), dtype=torch.uint8, device=v.device)
+                moved[rows] = 1
+                others = moved.argsort(stable=True)[: len(v) - len(known.log_density)]
                 value = v.new_empty(len(v))
                 value[rows], value[others] = known.log_density, log_tilt(v[others])
         fresh = proposal.draw(len(v), self.noise)
@@ -304,7 +322,7 @@ class JointPool(Stateful):
             proposal.log_weight(fresh, log_tilt),
             noise=self.noise,
         )
-        self.sweep_acceptance = float(info.acceptance.mean())
+        self._sweep_acceptance = info.acceptance.mean()
 
     def _swept(self, state: State, log_tilt: LogDensity) -> State:
         """:meth:`_sweep` where ℓ and its gradient are carried along."""
@@ -313,7 +331,7 @@ class JointPool(Stateful):
             part.log_density + self.proposal.log_excess(part.position) for part in (fresh, state)
         )
         state, info = metropolis_test(state, fresh, new - old, self.noise)
-        self.sweep_acceptance = float(info.acceptance.mean())
+        self._sweep_acceptance = info.acceptance.mean()
         return state
 
     def _adjusted(self, v: Tensor, log_tilt: LogDensity) -> State:
@@ -343,4 +361,4 @@ class JointPool(Stateful):
 
     def _note(self, info: Info) -> None:
         self.step_size.update(info)
-        self.acceptance = float(info.acceptance.mean())
+        self._acceptance = info.acceptance.mean()

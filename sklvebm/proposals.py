@@ -100,16 +100,19 @@ class Proposal(Stateful):
         )
 
     def draw(self, n: int, noise: Noise) -> Tensor:
-        """Draws ``(n, m)``, in no particular order."""
-        counts = torch.multinomial(self.weights, n, True, generator=noise.generator).bincount(
-            minlength=len(self.weights)
-        )
-        parts = [
-            mean + noise.normal(mean.expand(int(count), -1)) @ factor.T
-            for mean, factor, count in zip(self.means, self.shapes.factor, counts, strict=True)
+        """Independent draws ``(n, m)``."""
+        white = noise.normal(self.means[:1].expand(n, -1))
+        if len(self.weights) == 1:
+            return white
+        picks = torch.multinomial(self.weights, n, True, generator=noise.generator)
+        # Every component moves every draw: few operations, and none of a size that is itself drawn.
+        moved = [
+            (part @ self.shapes.factor.transpose(1, 2))[
+                pick, torch.arange(len(pick), device=pick.device)
+            ]
+            for part, pick in zip(white.split(_CHUNK), picks.split(_CHUNK), strict=True)
         ]
-        order = torch.randperm(n, generator=noise.generator, device=self.means.device)
-        return torch.cat(parts)[order]
+        return self.means[picks] + torch.cat(moved)
 
     def log_prob(self, v: Tensor) -> Tensor:
         """log q of ``v (n, m)``."""

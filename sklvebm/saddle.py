@@ -178,10 +178,12 @@ class Saddle:
         loss.backward()
         loss = self._summed(stage, loss.detach())
         norm = nn.utils.clip_grad_norm_(stage.parameters, _MAX_GRADIENT_NORM)
-        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+        # All that an update reads back from its device.
+        gap, size = torch.stack([loss, norm.to(loss)]).tolist()
+        if not (math.isfinite(gap) and math.isfinite(size)):
             return math.nan
         optimizer.step(run.rate_share)
-        return float(loss.detach())
+        return gap
 
     def _summed(self, stage: Stage, loss: Tensor) -> Tensor:
         """The loss, and the gradients, of all ranks together."""
