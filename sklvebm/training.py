@@ -37,7 +37,7 @@ from .particles import (
     PointEstimates,
 )
 from .partition import direct_log_partition, excess_tilt
-from .reference import PPCA, fit_ppca
+from .ppca import PPCA, fit_ppca
 from .rows import Rows
 from .saddle import Evaluation, Outcome, Saddle, Schedule
 from .stage import Stage

@@ -12,7 +12,7 @@ from torch import nn
 from sklvebm.energies import CustomEnergy
 from sklvebm.langevin import Noise
 from sklvebm.particles import JointPool
-from sklvebm.reference import PPCA
+from sklvebm.ppca import PPCA
 
 UNIT = PPCA(np.zeros((1, 1)), np.zeros(1), 1.0)
 

@@ -26,7 +26,7 @@ from sklvebm.energies import CustomEnergy, FreeEnergy, LinearEnergy, TiltedEnerg
 from sklvebm.langevin import Noise
 from sklvebm.particles import JointPool
 from sklvebm.partition import log_partition
-from sklvebm.reference import fit_ppca
+from sklvebm.ppca import fit_ppca
 
 R = 32
 

@@ -13,7 +13,7 @@ from torch import nn
 from sklvebm import LVEBMEstimator
 from sklvebm._arrays import to_tensor
 from sklvebm.completion import apart, by_completeness, linear_guess
-from sklvebm.reference import fit_ppca
+from sklvebm.ppca import fit_ppca
 
 D, K = 4, 2
 

@@ -17,7 +17,7 @@ from sklvebm import LVEBMEstimator
 from sklvebm.energies import CustomEnergy
 from sklvebm.langevin import Noise
 from sklvebm.partition import log_partition
-from sklvebm.reference import PPCA
+from sklvebm.ppca import PPCA
 
 AXIS = np.arange(-12, 12, 0.02)
 

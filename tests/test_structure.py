@@ -27,6 +27,7 @@ LAYERS = [
         "datasets",
         "rows",
         "reconstruction",
+        "ppca",
     },
     {"reference", "annealing", "proposals", "completion", "mixtures", "distributed"},
     {"energies", "laplace", "checkpoint"},

@@ -19,7 +19,7 @@ import torch
 from sklearn.base import TransformerMixin
 from torch import Tensor, nn
 
-from sklvebm.reference import fit_ppca
+from sklvebm.ppca import fit_ppca
 
 from ._training import TorchModel, Training
 
