@@ -22,20 +22,14 @@ from torch import Tensor
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
 from ._threads import in_order
 from .completion import apart, by_completeness, linear_guess
+from .decoding import conditional_mean
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
 from .evidence import CHUNK, SIZE, Posterior, explore, filled, row_posterior
-from .langevin import (
-    Noise,
-    Preconditioner,
-    StepSize,
-    gaussian_step,
-    init,
-    regularised,
-)
+from .langevin import Noise, Preconditioner, regularised
 from .laplace import laplace, starts
 from .mixtures import Guess
-from .particles import ACCEPTANCE, JointPool
+from .particles import JointPool
 from .partition import LogPartition
 from .reconstruction import fit_remainder
 
@@ -53,8 +47,6 @@ _N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
 _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
-_N_CONDITIONAL = 512
-_MIN_ESS = 32.0
 # Draws of the model that its reconstructions are learned from.
 _N_RECONSTRUCTED = 512
 
@@ -404,55 +396,9 @@ class Model:
         parts = (to_numpy(part).astype(float) for part in (t, x - self.conditional_mean(t)))
         return fit_remainder(*parts, seed=self.seed % 2**31)
 
-    @torch.no_grad()
     def conditional_mean(self, z: Tensor) -> Tensor:
-        """E[x | z], ``(n, d)``, for ``z (n, k)``.
-
-        The reference's mean where there is no tilt. Otherwise reference draws of x given z weighted
-        by exp(−f), as a correction to that mean; rows whose weights are too uneven are answered by
-        Langevin chains on the residual coordinates instead.
-        """
-        if self.energy.tilt is None:
-            return self.energy.reference.mean(z)
-        return torch.cat([self._conditional_mean(rows) for rows in z.split(CHUNK)])
-
-    def _conditional_mean(self, z: Tensor) -> Tensor:
-        noise = _SharedRows(self.seed, self.device)
-        n, d = len(z), self.energy.reference.n_features
-        half = noise.normal(z.new_empty(1, _N_CONDITIONAL // 2, d).expand(n, -1, -1))
-        eps = torch.cat([half, -half], 1).expand(n, -1, -1)
-        x = self.energy.reference.from_noise(eps, z[:, None])
-        assert self.energy.tilt is not None
-        weights = torch.softmax(-self.energy.tilt(x, z[:, None]), 1)
-        mean = self.energy.reference.mean(z) + ((weights - 1 / _N_CONDITIONAL)[..., None] * x).sum(
-            1
-        )
-        poor = 1 / weights.square().sum(1) < _MIN_ESS
-        if bool(poor.any()):
-            mean[poor] = self._chained_mean(z[poor], noise)
-        return mean
-
-    def _chained_mean(self, z: Tensor, noise: Noise) -> Tensor:
-        reference, tilt = self.energy.reference, self.energy.tilt
-        assert tilt is not None
-
-        def log_tilt(eps: Tensor) -> Tensor:
-            return -tilt(reference.from_noise(eps, z[:, None]), z[:, None])
-
-        like = z.new_empty(1, 4 * _N_CHAINS, reference.n_features).expand(len(z), -1, -1)
-        state = init(noise.normal(like).expand_as(like), log_tilt)
-        start = z.new_full((len(z),), 0.1)
-        step_size = StepSize("auto", initial=start, target=ACCEPTANCE["mala"], rate=0.2)
-        total = torch.zeros_like(reference.loc.expand(len(z), -1))
-        for i in range(4 * _N_BURN):
-            state, info = gaussian_step(
-                state, log_tilt, step_size=step_size.value[:, None], noise=noise
-            )
-            if i < 3 * _N_BURN:
-                step_size.update(info)
-            else:
-                total = total + reference.from_noise(state.position, z[:, None]).mean(1)
-        return total / _N_BURN
+        """E[x | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
+        return conditional_mean(self.energy, z, noise=lambda: _SharedRows(self.seed, self.device))
 
     def arrays(self) -> list[NDArray]:
         """All its arrays, in an order that is always the same."""

@@ -33,7 +33,7 @@ LAYERS = [
     {"energies", "laplace", "checkpoint"},
     {"particles", "stage"},
     {"evidence", "saddle"},
-    {"partition"},
+    {"partition", "decoding"},
     {"model"},
     {"finishing"},
     {"training"},
