@@ -136,7 +136,9 @@ def _real(name: str, load: Callable, k: int, *, labelled: bool = False) -> Table
     return Table(name, "real", k, draw, labelled)
 
 
-def _generated(name: str, source: datasets.Drawn, kind: str, k: int) -> Table:
+def _generated(
+    name: str, source: datasets.KnownDensity | datasets.DynamicalSystem, kind: str, k: int
+) -> Table:
     def draw(seed):
         return source.sample(_N_DRAWN, random_state=seed), None
 

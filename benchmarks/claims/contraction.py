@@ -170,25 +170,25 @@ def theory(name, times, rate):
 
 def measure_flow(*, flow: str, seed: int, n_chains: int, step: float) -> dict:
     """Distances along the flow, by unadjusted chains of step ``step`` / L."""
-    flow = FLOWS[flow]()
+    target = FLOWS[flow]()
     noise = Noise(torch.Generator().manual_seed(seed))
-    start = torch.from_numpy(flow.start).expand(n_chains, -1)
-    state = init(start + START_STD * noise.normal(start), flow.log_density)
-    eta = step / flow.smoothness
-    every = max(1, round(HORIZON / flow.convexity / eta / N_TIMES))
-    found = [distances(flow, state.position)]
+    start = torch.from_numpy(target.start).expand(n_chains, -1)
+    state = init(start + START_STD * noise.normal(start), target.log_density)
+    eta = step / target.smoothness
+    every = max(1, round(HORIZON / target.convexity / eta / N_TIMES))
+    found = [distances(target, state.position)]
     for _ in range(N_TIMES):
         for _ in range(every):
             state, _info = langevin_step(
-                state, flow.log_density, step_size=eta, noise=noise, metropolis=False
+                state, target.log_density, step_size=eta, noise=noise, metropolis=False
             )
-        found.append(distances(flow, state.position))
+        found.append(distances(target, state.position))
     times = np.arange(N_TIMES + 1) * every * eta
     series = dict(zip(DISTANCES, np.array(found).T, strict=True))
-    out = {"convexity": flow.convexity, "times": times.tolist()}
-    out["exact"] = [] if flow.mean is None else [closed_form(flow, t) for t in times]
+    out = {"convexity": target.convexity, "times": times.tolist()}
+    out["exact"] = [] if target.mean is None else [closed_form(target, t) for t in times]
     for name, values in series.items():
-        out |= {name: values.tolist()} | compared(name, times, values, flow.convexity)
+        out |= {name: values.tolist()} | compared(name, times, values, target.convexity)
     return out
 
 
