@@ -212,13 +212,16 @@ def log_partition(
     """
     log_tilt = energy.log_tilt
     fitted, judged = members[::2], members[1::2]
-    known = members if data is None else torch.cat([members, data])
-    proposal = covering(Proposal.fitted(fitted, noise, full=True), log_tilt, known, noise)
+    most = max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members))
+    proposal = Proposal.fitted(fitted, noise, full=True)
+    # In turn: many rows that sit alone do not end the search among the members.
+    for points in (members,) if data is None else (members, data):
+        proposal = covering(proposal, log_tilt, points, n_draws=most, noise=noise)
     forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
     reverse = proposal.log_weights(judged, log_tilt)
     groups = _parts(len(judged), n_apart // 2)
     estimate = joined(forward, reverse, groups=groups)
-    while estimate.std > _GOOD_STD and len(forward) < _DRAWS_A_MEMBER * len(members):
+    while estimate.std > _GOOD_STD and len(forward) < most:
         more = proposal.log_weights(proposal.draw(len(forward), noise), log_tilt)
         forward = np.concatenate([forward, more])
         estimate = joined(forward, reverse, groups=groups)
@@ -239,25 +242,27 @@ def _parts(n: int, n_apart: int) -> tuple[slice, ...]:
     return (slice(0, n - n_apart), slice(n - n_apart, n)) if 0 < n_apart < n else ()
 
 
-def covering(proposal: Proposal, log_tilt: LogDensity, members: Tensor, noise: Noise) -> Proposal:
-    """``proposal`` with a component wherever members sit that its draws would all but never find.
+def covering(
+    proposal: Proposal, log_tilt: LogDensity, points: Tensor, *, n_draws: int, noise: Noise
+) -> Proposal:
+    """``proposal`` with a component wherever a point sits that its draws would all but never find.
 
-    Such a member's weight is so far above the average that a region of its kind gets fewer than
-    about five hundred of the draws whatever its share of Z. Chains started from it show how far the
-    region reaches, and a Gaussian fitted to them joins the mixture.
+    Such a point's weight is so far above the average that a region of its kind gets fewer than
+    about five hundred of ``n_draws`` whatever its share of Z. Chains started from it show how far
+    the region reaches, and a Gaussian fitted to them joins the mixture.
     """
-    threshold = math.log(max(_FEW_DRAWS, _DRAWS_A_MEMBER * len(members)) / 500)
+    threshold = math.log(n_draws / 500)
     n_before: float = math.inf
     for _ in range(_MAX_ADDED):
         forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
-        weights = proposal.log_weights(members, log_tilt)
+        weights = proposal.log_weights(points, log_tilt)
         alone = weights >= logsumexp(forward) - math.log(_FEW_DRAWS) + threshold
         # At the pace of the last component those to come would not reach them all: the weights of
-        # such a pool are spread out, and no few regions hold what the draws miss.
+        # such points are spread out, and no few regions hold what the draws miss.
         if not alone.any() or n_before - alone.sum() < n_before / _MAX_ADDED:
             break
         n_before = int(alone.sum())
-        state = init(members[int(weights.argmax())].expand(_N_LOCAL, -1), log_tilt)
+        state = init(points[int(weights.argmax())].expand(_N_LOCAL, -1), log_tilt)
         step_size = StepSize("auto", initial=0.01, target=ACCEPTANCE["mala"], rate=0.2)
         for _ in range(_N_LOCAL_STEPS):
             state, info = gaussian_step(state, log_tilt, step_size=step_size.value, noise=noise)

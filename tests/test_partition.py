@@ -219,7 +219,8 @@ def test_wells_that_the_draws_miss_are_covered_while_they_are_few(generator, n_w
 
     members = torch.cat([normal(generator, 1000, 2), wells])
     noise = Noise(generator)
-    found = covering(Proposal.reference(members), log_tilt, members, noise)
+    proposal = Proposal.reference(members)
+    found = covering(proposal, log_tilt, members, n_draws=2**16, noise=noise)
     assert len(found.weights) == 1 + n_added
 
 
