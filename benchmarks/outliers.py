@@ -1,6 +1,6 @@
 """Outliers by log-density: ROC-AUC beside the detectors of scikit-learn, defaults throughout.
 
-Run ``python benchmarks/outliers.py`` (about twenty minutes on one core; what is done is skipped).
+Run ``python benchmarks/outliers.py`` (about seven minutes on one core; what is done is skipped).
 Every detector is fitted to normal rows alone and ranks held-out normal rows and anomalies. Results
 go to ``benchmarks/results/outliers.json``, tables into ``docs/outliers.md`` (``outliers_page.py``);
 ``--redraw`` writes the page from the results that are there.
