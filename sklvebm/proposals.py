@@ -78,6 +78,8 @@ class Proposal(Stateful):
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit.fit(rows)
         kept = fit.weights_ * len(rows) >= (_FULL_ROWS_A_DIMENSION * m if full else 0)
+        if not kept.any():
+            return reference
         shares = fit.weights_[kept] / fit.weights_[kept].sum()
 
         def joined(of_fit: NDArray, of_reference: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from statistical import assert_close_to, assert_rejects
 
+from sklvebm import proposals
 from sklvebm.langevin import Noise
 from sklvebm.particles import JointPool
 from sklvebm.proposals import Proposal
@@ -45,6 +46,18 @@ def test_a_fitted_proposal_integrates_to_one(generator):
         return proposal.log_prob(torch.from_numpy(points)).numpy()
 
     assert oracles.log_integral(log_density, axis, axis) == pytest.approx(0.0, abs=2e-8)
+
+
+def test_small_components_are_left_out_of_what_is_full(generator, monkeypatch):
+    """What is left is normalised; where nothing is, that is N(0, I)."""
+    members = two_clusters(generator, 400)
+    monkeypatch.setattr(proposals, "_FULL_ROWS_A_DIMENSION", 10)
+    whole, full = (Proposal.fitted(members, Noise(generator), full=full) for full in (False, True))
+    assert 1 < len(full.weights) < len(whole.weights)
+    assert full.weights.sum() == pytest.approx(1.0)
+    monkeypatch.setattr(proposals, "_FULL_ROWS_A_DIMENSION", 1000)
+    none = Proposal.fitted(members, Noise(generator), full=True)
+    assert none.weights.tolist() == [1.0]
 
 
 @pytest.mark.statistical
