@@ -24,10 +24,9 @@ from .diagnostics import gap_statistics
 from .distributed import Group
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
-from .evidence import importance
 from .finishing import Guesses, finish
+from .heldout import HeldOut, n_held_out
 from .langevin import Noise, regularised
-from .laplace import laplace, starts
 from .model import Model
 from .particles import (
     ConditionalFlow,
@@ -36,7 +35,6 @@ from .particles import (
     LangevinParticles,
     PointEstimates,
 )
-from .partition import direct_log_partition, excess_tilt
 from .ppca import PPCA, fit_ppca
 from .rows import Rows
 from .saddle import Evaluation, Outcome, Saddle, Schedule
@@ -51,10 +49,6 @@ _JOINT_RATE = 1 / 10
 _POOL_VISITS = 2
 # Evaluations in max_iter updates, and the fewest updates between two.
 _N_EVALUATIONS, _MIN_BETWEEN = 20, 5
-_MAX_HELD_OUT = 256
-# What a held-out row gets at an evaluation: starts, the best of so many candidates but for the
-# peak found last time; quasi-Newton steps from each; draws.
-_N_STARTS, _N_CANDIDATES, _N_CLIMB, _N_DRAWS = 3, 64, 10, 128
 # Batches whose latents move together, since a few steps of many rows at once cost far less than a
 # step of a few rows at each update. Between two visits of a row the energy moves on, the further
 # the more rows there are, and latents that lag bias the gradient. The paper's algorithm moves the
@@ -128,7 +122,7 @@ class Trainer:
         self.group = Group() if group is None else group
         # The same on all ranks until the rows are shared out; the noise is each rank's own.
         self.generator = generator_from_seed(draw_seed(random_state), device)
-        self.rows, self.held_out = self._split(X, weight)
+        self.rows, held_out = self._split(X, weight)
         self._is_complete = not np.isnan(X).any()
         self.energy = self._initial_energy()
         if self.group.size > 1:
@@ -138,8 +132,8 @@ class Trainer:
         self.rows, self._row_share = self._share_out(self.rows)
         self.conditional = self._conditional_flow()
         self.pool = self._pool()
-        self._held_out_modes: Tensor | None = None
         self._evaluation_seed = self._seed()
+        self.held_out = None if held_out is None else self._followed(held_out)
 
     def _seed(self) -> int:
         return int(torch.randint(2**31, (1,), generator=self.generator, device=self.device).item())
@@ -151,15 +145,20 @@ class Trainer:
         x, w = (to_tensor(part, self.device, torch.float32)[order] for part in (X, weight))
         if not options.early_stopping or self._closed_form():
             return Rows.weighted(x, w), None
-        # A mean over a handful of rows says little: at least 20 rows, or a quarter of the table.
-        # More than a few hundred would cost more than they tell: the same rows are compared from
-        # evaluation to evaluation, with the same noise.
-        n_held_out = max(int(np.ceil(options.validation_fraction * n)), min(20, n // 4))
-        n_held_out = min(n_held_out, _MAX_HELD_OUT)
-        if n_held_out == 0 or n - n_held_out < 2:
+        size = n_held_out(n, options.validation_fraction)
+        if size == 0:
             return Rows.weighted(x, w), None
-        kept, held_out = slice(n_held_out, None), slice(n_held_out)
+        kept, held_out = slice(size, None), slice(size)
         return Rows.weighted(x[kept], w[kept]), Rows.weighted(x[held_out], w[held_out])
+
+    def _followed(self, rows: Rows) -> HeldOut:
+        return HeldOut(
+            rows,
+            self._first_guess(rows.x)[0],
+            n_heavy=None if self._is_complete else self.options.n_components,
+            seed=self._evaluation_seed,
+            noise=self.noise,
+        )
 
     def _share_out(self, rows: Rows) -> tuple[Rows, float]:
         """This rank's rows, and their share of the weight of all."""
@@ -326,8 +325,8 @@ class Trainer:
             group=group,
             shares=(self._row_share, len(self.pool.position) / n_negatives),
         )
-        if saved is not None:
-            self._load_held_out(saved)
+        if saved is not None and self.held_out is not None:
+            self.held_out.load_state_dict(saved["held_out"])
         saddle.train(self.stages(), saved)
         model, diagnostics = self._finished()
         return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
@@ -366,7 +365,8 @@ class Trainer:
         self, energy: JointEnergy, seed: int, noise: Noise, trained: Trained
     ) -> tuple[Model, dict[str, float]]:
         rows, guesses, pool = trained
-        return finish(self.spec, energy, rows, self.held_out, guesses, pool, seed=seed, noise=noise)
+        judged = None if self.held_out is None else self.held_out.rows
+        return finish(self.spec, energy, rows, judged, guesses, pool, seed=seed, noise=noise)
 
     def _snapshot(self, energy: JointEnergy) -> Model:
         """A model of this moment; training goes on as if it had not been taken.
@@ -385,50 +385,18 @@ class Trainer:
             lambda: {name: float(flow.step_size.value) for name, flow in flows.items()}
         )
 
-    def _held_out_state(self) -> dict[str, Tensor | None]:
-        return {"held_out": self._held_out_modes}
-
-    def _load_held_out(self, saved: dict[str, Any]) -> None:
-        modes = saved["held_out"]
-        self._held_out_modes = None if modes is None else modes.to(self.device)
+    def _held_out_state(self) -> dict[str, Any]:
+        return {} if self.held_out is None else {"held_out": self.held_out.state_dict()}
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows as rank 0 finds it, with the pool of all ranks."""
-        members = self.group.gather(self.pool.position) if uses_pool else None
-        return self.group.from_first(lambda: self._evaluation(energy, members))
-
-    def _evaluation(self, energy: JointEnergy, members: Tensor | None) -> Evaluation:
-        """The same, from modes that are followed from evaluation to evaluation."""
-        assert self.held_out is not None
-        x, k = self.held_out.x, self.options.n_components
-        covariance, density = regularised(self.conditional.covariance), energy.posterior(x)
-        if self._held_out_modes is None:
-            self._held_out_modes = self._first_guess(x)[0]
-        like = x.new_empty(1, 1).expand(_N_CANDIDATES, self._held_out_modes.shape[1])
-        candidates = self.noise.normal(like)
-        begun = starts(self._held_out_modes, covariance, candidates, density, _N_STARTS)
-        found = laplace(begun, covariance, density, n_steps=_N_CLIMB)
-        # A view would hold, and a file would carry, all that was found.
-        self._held_out_modes = found.mean[:, 0].clone()
-        # The same draws at every evaluation: differences between evaluations are less noisy.
-        fixed = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        posterior = importance(
-            density,
-            found,
-            spread=covariance,
-            sizes=(_N_DRAWS,),
-            noise=fixed,
-            n_heavy=None if self._is_complete else k,
+        held_out, pool = self.held_out, self.pool
+        assert held_out is not None
+        covariance = self.conditional.covariance
+        members = self.group.gather(pool.position) if uses_pool else None
+        return self.group.from_first(
+            lambda: held_out.evaluate(energy, covariance, members, pool.proposal)
         )
-        value = 0.0
-        if members is not None:
-            log_z = direct_log_partition(
-                energy, members, proposal=self.pool.proposal, n_draws=8192, noise=fixed
-            )
-            excess = excess_tilt(energy, x, posterior, members)
-            value = log_z._replace(excess=excess).conservative
-        log_likelihood = self.held_out.mean(posterior.log_evidence) - value
-        return Evaluation(float(log_likelihood), float(value))
 
 
 _CPU = torch.device("cpu")

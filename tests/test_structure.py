@@ -34,7 +34,7 @@ LAYERS = [
     {"particles", "stage"},
     {"evidence", "saddle"},
     {"partition", "decoding"},
-    {"model"},
+    {"model", "heldout"},
     {"finishing"},
     {"training"},
     {"estimator"},
