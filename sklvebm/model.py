@@ -11,7 +11,6 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ from .laplace import laplace, starts
 from .mixtures import Guess
 from .particles import JointPool
 from .partition import LogPartition
+from .quasirandom import SharedRows
 from .reconstruction import fit_remainder
 
 # Rows whose posteriors are found at once: bounds memory. They are filled up to this number, or to a
@@ -49,37 +49,6 @@ _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 _STREAM = 15485863
 # Draws of the model that its reconstructions are learned from.
 _N_RECONSTRUCTED = 512
-
-
-class _SharedRows(Noise):
-    """Noise shared by all rows, the first dimension; points that cover the cube evenly.
-
-    Scrambled Sobol points (A. B. Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points", J.
-    Complexity 14) are uniform each, so that estimates stay unbiased, and integrals of a few smooth
-    dimensions are far more precise than with independent draws.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        super().__init__(generator_from_seed(seed, device), shared_dims=(0,))
-
-    def points(self, like: Tensor) -> Tensor:
-        seed = int(
-            torch.randint(2**31, (1,), generator=self.generator, device=self.generator.device)
-        )
-        return _evenly(seed, *like.shape[-2:]).to(like)[None]
-
-
-@lru_cache(maxsize=16)
-def _evenly(seed: int, size: int, width: int) -> Tensor:
-    """Scrambled Sobol points ``(size, width)``, kept since chunks of rows share them.
-
-    In the order of the sequence every eighth point lies in one octant: what is thinned
-    systematically must come in no order.
-    """
-    points = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed).draw(
-        size, dtype=torch.float64
-    )
-    return points[torch.randperm(size, generator=torch.Generator().manual_seed(seed))]
 
 
 class Evidence(NamedTuple):
@@ -211,7 +180,7 @@ class Model:
 
         def noise(i: int) -> Noise:
             # Streams of their own, so that no round's proposals depend on the next one's draws.
-            return _SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
+            return SharedRows((self.seed + i * _STREAM) % 2**31, self.device)
 
         k = self.energy.reference.n_components
         centre, spread = self._guess(x)
@@ -398,7 +367,7 @@ class Model:
 
     def conditional_mean(self, z: Tensor) -> Tensor:
         """E[x | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
-        return conditional_mean(self.energy, z, noise=lambda: _SharedRows(self.seed, self.device))
+        return conditional_mean(self.energy, z, noise=lambda: SharedRows(self.seed, self.device))
 
     def arrays(self) -> list[NDArray]:
         """All its arrays, in an order that is always the same."""

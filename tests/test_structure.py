@@ -29,7 +29,7 @@ LAYERS = [
         "reconstruction",
         "ppca",
     },
-    {"reference", "annealing", "proposals", "completion", "mixtures", "distributed"},
+    {"reference", "annealing", "proposals", "completion", "mixtures", "distributed", "quasirandom"},
     {"energies", "laplace", "checkpoint"},
     {"particles", "stage"},
     {"evidence", "saddle"},
