@@ -45,33 +45,34 @@ def measure(name, X, rows):
     model = LVEBMEstimator(10, max_iter=300, random_state=0).fit(X)
     inner = model._model
     noise = Noise(generator_from_seed(0, inner.device))
-    rows32 = rows.astype(np.float32)
-    _, std = model.score_samples(rows32, return_std=True)
+    x = torch.as_tensor(model._standardise(X), dtype=inner.pool.dtype)
+    # What log Z is asked to cover, as at the end of a fit.
+    covered = inner.energy.reference.join(x, inner.posterior_mean(x))
+    _, std = model.score_samples(rows, return_std=True)
     per_thousand = 1000 / len(rows)
     return {
         "data": name,
         "log_partition_seconds": median_seconds(
-            lambda: log_partition(inner.energy, inner.pool, noise=noise)
+            lambda: log_partition(inner.energy, inner.pool, data=covered, noise=noise)
         ),
         "log_partition_std": model.log_partition_std_,
-        "score_float32": per_thousand * median_seconds(lambda: model.score_samples(rows32)),
-        "score_float64": per_thousand * median_seconds(lambda: model.score_samples(rows)),
+        "score_seconds": per_thousand * median_seconds(lambda: model.score_samples(rows)),
         "row_std_median": float(np.median(std)),
-        "transform_float32": per_thousand * median_seconds(lambda: model.transform(rows32)),
+        "transform_seconds": per_thousand * median_seconds(lambda: model.transform(rows)),
         "sample_seconds": median_seconds(lambda: model.sample(1000)),
     }
 
 
 def table(cells, where):
     lines = [
-        "| data | log Z, s | its error, nats | score 1,000 rows, s (float32) | (float64) | "
-        "median error of a row, nats | transform 1,000 rows, s | sample 1,000 rows, s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | log Z, s | its error, nats | score 1,000 rows, s | median error of a row, nats | "
+        "transform 1,000 rows, s | sample 1,000 rows, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {c['data']} | {c['log_partition_seconds']:.1f} | {c['log_partition_std']:.3f} | "
-        f"{c['score_float32']:.1f} | {c['score_float64']:.1f} | {c['row_std_median']:.3f} | "
-        f"{c['transform_float32']:.1f} | {c['sample_seconds']:.1f} |"
+        f"{c['score_seconds']:.1f} | {c['row_std_median']:.3f} | "
+        f"{c['transform_seconds']:.1f} | {c['sample_seconds']:.1f} |"
         for c in cells
     ]
     lines += [

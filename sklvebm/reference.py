@@ -26,6 +26,11 @@ from .networks import MLP
 from .ppca import PPCA
 
 _LOG_2PI = math.log(2 * math.pi)
+# Largest κ of the residuals (sklvebm.tails). Columns that hold one value for most rows ask for ever
+# heavier tails, whose draws and means soon lie far beyond all data: the standard deviation of a
+# residual is √((e^{2κ²} − 1)/2)/κ scales, 4.4 here and 1,900 at κ = 3. A lognormal feature with a
+# standard deviation of 1.5 about its log still fits in.
+MAX_TAIL = 1.5
 # Largest change of log s(z) about its mean: a factor e³ = 20 either way.
 _LOG_SCALE_RANGE = 3.0
 
@@ -81,6 +86,12 @@ class Reference(nn.Module):
         self.weight.copy_(torch.as_tensor(ppca.weight))
         self.loc.copy_(torch.as_tensor(ppca.loc))
         self.log_scale.fill_(max(math.log(max(ppca.scale, 1e-300)), self.min_log_scale))
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Go back to the nearest parameters that are allowed: every κ within ``MAX_TAIL``."""
+        if not self.is_linear:
+            self.log_tail.clamp_(max=math.log(MAX_TAIL))
 
     def conditional(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Location g(z) and log s(z), each broadcastable to ``(..., d)``."""

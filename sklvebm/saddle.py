@@ -183,6 +183,7 @@ class Saddle:
         if not (math.isfinite(gap) and math.isfinite(size)):
             return math.nan
         optimizer.step(run.rate_share)
+        self.energy.reference.project_()
         return gap
 
     def _summed(self, stage: Stage, loss: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from sklvebm import tails
 from sklvebm.ppca import PPCA
-from sklvebm.reference import Reference
+from sklvebm.reference import MAX_TAIL, Reference
 
 
 def uniform(generator, *shape):
@@ -200,6 +200,18 @@ def test_the_noise_scale_has_a_floor():
     origin = torch.zeros(1, 2).double(), torch.zeros(1, 1).double()
     expected = -1.5 * oracles.LOG_2PI - 2 * math.log(0.02)
     assert reference.log_prob(*origin).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_tails_have_a_bound(generator):
+    reference = random_reference(generator)
+    with torch.no_grad():
+        reference.log_tail.copy_(torch.tensor([-1.0, math.log(MAX_TAIL) + 1e-6, 3.0]))
+    reference.project_()
+    tails_ = reference.log_tail.exp().tolist()
+    assert tails_ == pytest.approx([math.exp(-1), MAX_TAIL, MAX_TAIL], rel=1e-12)
+    before = {name: p.clone() for name, p in reference.named_parameters()}
+    reference.project_()
+    assert all(torch.equal(p, before[name]) for name, p in reference.named_parameters())
 
 
 def linear_case(rng, generator, n=6, d=4, k=2):

@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import LVEBMEstimator, TiltedEnergy
 from sklvebm.energies import LinearEnergy
+from sklvebm.reference import MAX_TAIL
 from sklvebm.stage import Run, Stage
 
 # Minus the entropy of make_moons(noise=.1), in nats: no density scores above it on average.
@@ -51,6 +52,16 @@ def test_the_papers_algorithm_is_stable_on_two_moons(moons, seed, energy):
     assert np.nanmax(np.abs(gaps)) < 5
     assert all(np.isnan(row["acceptance_sweep"]) for row in model.history_)
     assert model.score(test) > gaussian_score(train, test) - 0.1
+
+
+def test_tails_stay_within_their_bound(seed):
+    """Features with heavier tails than the reference may have; without the bound κ is near two."""
+    X = np.sinh(3 * np.random.default_rng(seed).standard_normal((600, 3)))
+    energy = TiltedEnergy((8,), (8,), n_frequencies=0)
+    model = LVEBMEstimator(1, energy=energy, max_iter=200, learning_rate=0.1, random_state=seed)
+    parameters = model.fit(X)._model_state["parameters"]
+    assert np.exp(parameters["reference.log_tail"]).max() < MAX_TAIL + 1e-6
+    assert np.isfinite(model.score(X))
 
 
 @pytest.mark.parametrize("early_stopping", [True, False])
