@@ -43,13 +43,18 @@ def mean(table, model, key):
     return float(found.mean()) if len(found) else np.nan
 
 
+def number(value, digits=2, sign=""):
+    """With so many decimals, or, beyond a million, a power of ten."""
+    return f"{value:{sign}.1e}" if abs(value) >= 1e6 else f"{value:{sign}.{digits}f}"
+
+
 def shown(table, model, key, digits=2):
     """Mean ± standard error over seeds."""
     found = values(table, model, key)
     if not len(found):
         return ""
-    error = f" ± {found.std(ddof=1) / len(found) ** 0.5:.{digits}f}" if len(found) > 1 else ""
-    return f"{found.mean():.{digits}f}{error}"
+    error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else None
+    return number(found.mean(), digits) + ("" if error is None else f" ± {number(error, digits)}")
 
 
 def gain(table, peer):
@@ -91,7 +96,10 @@ def gains(tables, peers):
     lines = []
     for table in tables:
         cells = (gain(table, peer) for peer in peers)
-        lines.append([table, *("" if np.isnan(m) else f"{m:+.2f} ± {e:.2f}" for m, e in cells)])
+        differences = (
+            "" if np.isnan(m) else f"{number(m, sign='+')} ± {number(e)}" for m, e in cells
+        )
+        lines.append([table, *differences])
     return markdown(["data", *peers], lines)
 
 
