@@ -1,6 +1,6 @@
 """What a score costs: seconds for log Z, and for scoring and transforming a thousand rows.
 
-Run ``python benchmarks/cost.py`` (about five minutes on two cores). It prints the table, writes
+Run ``python benchmarks/cost.py`` (about three minutes on two cores). It prints the table, writes
 ``benchmarks/results/cost.json`` and puts the table into ``docs/trust.md``.
 """
 

@@ -55,7 +55,7 @@ def test_the_papers_algorithm_is_stable_on_two_moons(moons, seed, energy):
 
 
 def test_tails_stay_within_their_bound(seed):
-    """Features with heavier tails than the reference may have; without the bound κ is near two."""
+    """Features of κ = 3, with heavier tails than the reference may have."""
     X = np.sinh(3 * np.random.default_rng(seed).standard_normal((600, 3)))
     energy = TiltedEnergy((8,), (8,), n_frequencies=0)
     model = LVEBMEstimator(1, energy=energy, max_iter=200, learning_rate=0.1, random_state=seed)
