@@ -1,6 +1,6 @@
 """``docs/peers.md``, its picture and the README's table, from the results of ``peers.py``.
 
-Run ``python benchmarks/peers_page.py`` (seconds). Nothing is measured here.
+Run ``python benchmarks/peers_page.py`` (half a minute). Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -110,12 +110,9 @@ def count(found, good):
 
 
 def against(tables, key, peers, best):
-    """Our figure less the best of the peers', NaN where either is missing."""
-    apart = []
-    for table in tables:
-        theirs = [v for v in (mean(table, p, key) for p in peers) if not np.isnan(v)]
-        apart.append(mean(table, OURS, key) - best(theirs) if theirs else np.nan)
-    return apart
+    """Our figure less the best of the peers', NaN where that of any is missing."""
+    theirs = [best([mean(table, peer, key) for peer in peers]) for table in tables]
+    return [mean(table, OURS, key) - other for table, other in zip(tables, theirs, strict=True)]
 
 
 def likelihood_verdicts(real):
@@ -126,7 +123,7 @@ def likelihood_verdicts(real):
         clear = count(found, lambda f: f[0] > 2 * f[1])
         yield asked, "all", count(found, lambda f: f[0] > 0)
         yield f"{asked}, by over 2 SE", "three quarters", clear
-    found = against(real, "log_likelihood", FLOWS, max)
+    found = against(real, "log_likelihood", FLOWS, np.max)
     yield "likelihood above the flows, real tables", "half", count(found, lambda f: f > 0)
 
 
@@ -141,14 +138,14 @@ def verdicts():
     asked = "planar: every cell has a third of its share of samples, no lost mode"
     lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
     for tables, wanted, kind in ((physical, "all", "physical"), (real, "three quarters", "real")):
-        found = against(tables, "mse", ("VAE", "PPCA"), min)
+        found = against(tables, "mse", ("VAE", "PPCA"), np.min)
         asked = f"reconstruction at or below the VAE's and PCA's, {kind}"
         lines.append((asked, wanted, count(found, lambda f: f <= 0)))
     ratios = [mean(t, OURS, "sliced_w2") / mean(t, OURS, "sliced_w2_floor") for t in physical]
     asked = "sliced W2 of samples at most 1.5 × the floor, physical"
     lines.append((asked, "all", count(ratios, lambda r: r <= 1.5)))
     for key in ("logistic", "knn"):
-        found = against(labelled, key, LATENTS, max)
+        found = against(labelled, key, LATENTS, np.max)
         lines.append(
             (f"{key} accuracy at or above all peers", "all", count(found, lambda f: f >= 0))
         )
@@ -166,6 +163,16 @@ def floors(tables):
         ratios = (mean(table, m, "sliced_w2") / floor for m in (OURS, *SAMPLERS))
         lines.append([table, f"{floor:.3f}", *("" if np.isnan(r) else f"{r:.2f}" for r in ratios)])
     return markdown(["data", "floor", OURS, *SAMPLERS], lines)
+
+
+def data(tables):
+    """What the tables are, and their sizes."""
+    lines = []
+    for name in tables:
+        split = TABLES[name].split(0)
+        sizes = (len(split.X_train), len(split.X_test), split.X_train.shape[1], TABLES[name].k)
+        lines.append([name, TABLES[name].about, *(f"{size:,}" for size in sizes)])
+    return markdown(["data", "what it is", "rows to train on", "to test", "features", "k"], lines)
 
 
 def cells(tables):
@@ -239,6 +246,7 @@ def blocks():
     return {
         "verdicts": verdicts(),
         "where": where(),
+        "data": data(everything),
         "gains": gains(everything, DENSITIES),
         "likelihood": grid(real + physical, (OURS, *DENSITIES), "log_likelihood"),
         "medians": grid(real, (OURS, *DENSITIES[:4]), "log_likelihood_median"),

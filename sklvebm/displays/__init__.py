@@ -1,7 +1,7 @@
 """Plots of a fitted estimator, in scikit-learn's display convention.
 
 A display holds plain numpy arrays; ``from_estimator`` computes and draws them, ``plot`` draws them
-again. Drawing needs matplotlib, the extra ``sklvebm[plot]``. Names are imported when first used:
+again. Drawing needs matplotlib (the extra ``plot``). Names are imported when first used:
 ``import sklvebm.displays`` loads neither matplotlib nor torch.
 """
 

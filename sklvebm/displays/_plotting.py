@@ -32,7 +32,7 @@ def pyplot() -> Any:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "displays draw with matplotlib, which is not installed: pip install 'sklvebm[plot]'"
+            "displays draw with matplotlib, which is not installed: pip install matplotlib"
         ) from error
     return plt
 
