@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, OutlierMixin, clone
-from sklearn.utils import _safe_indexing, check_array, get_tags
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+from sklearn.utils import _safe_indexing, get_tags
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_is_fitted,
+    has_fit_parameter,
+)
 
 from ._links import DocumentedMixin
 from .estimator import LVEBMEstimator
@@ -146,7 +153,7 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
         """
         share = _checked_contamination(self.contamination)
         density = self._unfitted(sample_weight)
-        weight = None if sample_weight is None else _checked_weight(sample_weight)
+        weight = None if sample_weight is None else _checked_weight(sample_weight, X)
         if share is None:
             offset = _fit_and_hold_out(density, X, weight)
         else:
@@ -244,10 +251,10 @@ def _checked_contamination(contamination: Any) -> float | None:
     return float(contamination)
 
 
-def _checked_weight(sample_weight: Any) -> NDArray:
-    weight = np.asarray(sample_weight, dtype=np.float64)
-    if not (weight >= 0).all() or not weight.any():
-        raise ValueError("sample_weight must not be negative, and not zero for all rows.")
+def _checked_weight(sample_weight: Any, X: Any) -> NDArray:
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():
+        raise ValueError("sample_weight must not be zero for all rows.")
     return weight
 
 
@@ -264,25 +271,37 @@ def _scores(density: Any, X: Any) -> NDArray:
 
 def _fit_and_hold_out(density: Any, X: Any, weight: NDArray | None) -> float:
     """Fit to the rows that are not held out; the offset from those that are."""
-    checked = check_array(X, ensure_all_finite="allow-nan", dtype=np.float64, estimator=density)
-    mass = np.ones(len(checked)) if weight is None else np.broadcast_to(weight, len(checked))
-    held_out = _held_out(checked, mass)
-    # Only tables with names are worth keeping as they are.
-    rows = X if hasattr(X, "columns") else np.asarray(X)
+    # What the rows hold is for the density to judge. Tables with names stay as they are.
+    rows = X.tocsr() if issparse(X) else X if hasattr(X, "columns") else np.asarray(X)
+    mass = np.ones(_num_samples(rows)) if weight is None else weight
+    held_out = _held_out(rows, mass)
     _fit(density, _safe_indexing(rows, ~held_out), None if weight is None else mass[~held_out])
     if not mass[held_out].any():
         held_out = np.ones_like(held_out)
     return _low_score(_scores(density, _safe_indexing(rows, held_out)), mass[held_out])
 
 
-def _held_out(X: NDArray, mass: NDArray) -> NDArray:
+def _held_out(X: Any, mass: NDArray) -> NDArray:
     """Which rows of ``X (n, d)`` are held out, by hash: ``(n,)``, bool; equal rows go together."""
     total = mass.sum()
     wanted = max(_HELD_OUT * total, min(_ENOUGH, _LARGEST_HELD_OUT * total))
-    # Minus zero is zero.
-    digests = b"".join(blake2b((row + 0.0).tobytes(), digest_size=8).digest() for row in X)
+    digests = b"".join(blake2b(row, digest_size=8).digest() for row in _contents(X))
     _, place = np.unique(np.frombuffer(digests, dtype=">u8"), return_inverse=True)
     return (np.bincount(place, weights=mass).cumsum() <= wanted)[place]
+
+
+def _contents(X: Any) -> Iterator[bytes]:
+    """What each row holds: the same bytes for equal rows, dense or sparse, of numbers or words."""
+    if issparse(X):
+        yield from (content for i in range(X.shape[0]) for content in _contents(X[[i]].toarray()))
+        return
+    try:
+        # Minus zero is zero.
+        numbers = np.asarray(X, dtype=np.float64) + 0.0
+    except (TypeError, ValueError):
+        yield from (repr(row.tolist()).encode() for row in np.asarray(X, dtype=object))
+    else:
+        yield from (row.tobytes() for row in numbers)
 
 
 def _low_score(scores: NDArray, mass: NDArray) -> float:
@@ -297,5 +316,4 @@ def _low_score(scores: NDArray, mass: NDArray) -> float:
 def _percentile(scores: NDArray, share: float, weight: NDArray | None) -> float:
     if weight is None:
         return float(np.percentile(scores, 100 * share))
-    weight = np.broadcast_to(weight, scores.shape)
     return float(np.quantile(scores, share, weights=weight, method="inverted_cdf"))

@@ -3,16 +3,19 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from sklearn.utils import estimator_checks, get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from statistical import assert_close_to
@@ -238,8 +241,29 @@ class TestWeights:
 
     @pytest.mark.parametrize("weight", [-np.ones(150), np.zeros(150), np.full(150, np.nan)])
     def test_bad_weights(self, X, weight):
-        with pytest.raises(ValueError, match="sample_weight"):
+        with pytest.raises(ValueError, match=r"(?i)sample.weight"):
             LVEBMOutlierDetector(KernelDensity()).fit(X, sample_weight=weight)
+
+
+class TestWhatTheDensityTakes:
+    """What may be given is for the density to say, however the offset is found."""
+
+    def test_sparse_rows(self, X):
+        detectors = [LVEBMOutlierDetector(IsolationForest(random_state=0)) for _ in range(2)]
+        for detector, rows in zip(detectors, (X, csr_matrix(X)), strict=True):
+            detector.fit(rows)
+        assert detectors[0].offset_ == detectors[1].offset_
+
+    def test_words(self, X):
+        words = pd.DataFrame(np.where(np.median(X, 0) < X, "high", "low"))
+        density = make_pipeline(OrdinalEncoder(), KernelDensity())
+        assert set(LVEBMOutlierDetector(density).fit(words).predict(words)) <= {-1, 1}
+
+    @pytest.mark.parametrize("contamination", ["auto", 0.1])
+    def test_weights_of_another_length(self, X, contamination):
+        detector = LVEBMOutlierDetector(KernelDensity(), contamination=contamination)
+        with pytest.raises(ValueError, match="sample_weight"):
+            detector.fit(X, sample_weight=np.ones(3))
 
 
 class TestStates:
