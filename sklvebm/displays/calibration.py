@@ -146,10 +146,12 @@ class CalibrationDisplay:
         Raises
         ------
         ValueError
-            If a parameter is out of range.
+            If a parameter is out of range, or ``X`` has missing entries: the density of what is
+            seen of a row has no rank among those of whole draws.
         """
         pyplot()
         _check_options(confidence, n_worst, kind)
+        check_array(X, dtype=None)
         draws = checked_estimator(estimator).sample(n_samples, random_state=random_state)
         log_prob = estimator.score_samples(X)
         with nameless_rows():

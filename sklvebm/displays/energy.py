@@ -118,7 +118,8 @@ class EnergyDisplay:
         check_scalar(grid_resolution, "grid_resolution", Integral, min_val=2)
         check_scalar(n_particles, "n_particles", Integral, min_val=0)
         names = checked_names(estimator, feature_names)
-        X = None if X is None else validate_data(estimator, X, reset=False)
+        if X is not None:
+            X = validate_data(estimator, X, ensure_all_finite="allow-nan", reset=False)
         pool = _pool_in_user_units(estimator)
         grid = _grid(pool, X, grid_resolution)
         display = cls(
@@ -192,7 +193,7 @@ def _grid(pool: NDArray, X: NDArray | None, n: int) -> tuple[NDArray, NDArray]:
     seen = np.quantile(pool, [0.005, 0.995], axis=0)
     if X is not None:
         seen = np.concatenate([seen, X])
-    low, high = seen.min(0), seen.max(0)
+    low, high = np.nanmin(seen, 0), np.nanmax(seen, 0)
     margin = _MARGIN * (high - low)
     ends = zip(low - margin, high + margin, strict=True)
     first, second = (np.linspace(*pair, n) for pair in ends)

@@ -121,7 +121,7 @@ class SampleDisplay:
         """
         pyplot()
         names = checked_names(checked_estimator(estimator), feature_names)
-        X = validate_data(estimator, X, reset=False)
+        X = validate_data(estimator, X, ensure_all_finite="allow-nan", reset=False)
         kind = _checked_kind(kind, X.shape[1], image_shape, features)
         if kind == "images":
             image_shape = _checked_shape(image_shape, X.shape[1], features)
@@ -171,7 +171,8 @@ class SampleDisplay:
         columns = min(10, max(len(self.data), len(self.samples)))
         self.figure_, grid = grid_of_axes(axes, (2, 1), figsize=(6.4, 3.6))
         self.axes_ = grid[:, 0]
-        style = {"cmap": "gray_r", "vmin": self.data.min(), "vmax": self.data.max(), **kwargs}
+        ends = {"vmin": np.nanmin(self.data), "vmax": np.nanmax(self.data)}
+        style = {"cmap": "gray_r", **ends, **kwargs}
         for ax, rows, label in zip(
             self.axes_, (self.data, self.samples), ("data", "samples"), strict=True
         ):
@@ -183,7 +184,8 @@ class SampleDisplay:
     def _plot_pairs(self, axes: Any, kwargs: dict) -> None:
         n = self.data.shape[1]
         self.figure_, self.axes_ = grid_of_axes(axes, (n, n), figsize=(1.8 * n + 1, 1.8 * n + 0.6))
-        low, high = (f(np.concatenate([self.data, self.samples]), 0) for f in (np.min, np.max))
+        both = np.concatenate([self.data, self.samples])
+        low, high = np.nanmin(both, 0), np.nanmax(both, 0)
         margin = 0.05 * (high - low) + 1e-12 * (np.abs(high) + 1)
         limits = np.stack([low - margin, high + margin], 1)
         for (i, j), ax in np.ndenumerate(self.axes_):
