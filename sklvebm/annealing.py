@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .langevin import (
+    ACCEPTANCE,
     Info,
     LogDensity,
     Noise,
@@ -37,8 +38,6 @@ from .langevin import (
     tempered,
 )
 
-# Optimal for MALA in high dimensions (Roberts and Rosenthal 1998), rounded up for low ones.
-_ACCEPTANCE = 0.6
 _N_PILOT = 512
 _MAX_TEMPERATURES = 256
 
@@ -80,7 +79,7 @@ def adapted_path(
     """
     state = init(noise.normal(like.new_empty(1, 1).expand(_N_PILOT, width)), log_tilt)
     betas, steps = [0.0], []
-    step_size = StepSize("auto", initial=0.3, target=_ACCEPTANCE, rate=0.3)
+    step_size = StepSize("auto", initial=0.3, target=ACCEPTANCE["mala"], rate=0.3)
     while betas[-1] < 1:
         rest = 1 - betas[-1]
         gap = rest if len(betas) >= _MAX_TEMPERATURES else _gap(state.log_density, cess, rest)

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from .langevin import (
+    ACCEPTANCE,
+    Info,
     LogDensity,
     Noise,
     Preconditioner,
@@ -35,7 +37,6 @@ from .langevin import (
     langevin_step,
 )
 from .mixtures import Guess, StudentMixture
-from .particles import ACCEPTANCE
 
 # Draws of the round that a proposal is fitted by, and of the round that counts, for an evidence;
 # the same for rows that want more.
@@ -81,39 +82,66 @@ class Posterior(NamedTuple):
         )
 
 
-def explore(
-    start: Tensor,
-    log_density: LogDensity,
-    *,
-    preconditioner: Preconditioner,
-    initial_step_size: float,
-    n_burn: int,
-    n_keep: int,
-    noise: Noise,
-) -> Tensor:
-    """MALA from ``start (n, p, k)``, each row adapting a step size of its own while it burns in.
+class Mala:
+    """MALA on a density a row, with a step size for each row.
 
-    Returns the positions of the last ``n_keep`` steps, ``(n, n_keep · p, k)``: the last p of them
-    are where the chains stand.
+    Parameters
+    ----------
+    log_density : callable
+        Of positions ``(n, p, k)``.
+    preconditioner : Preconditioner
+    n_rows : int
+    initial_step_size : float
+    noise : Noise
     """
-    state = init(start, log_density)
-    initial = start.new_full((len(start),), initial_step_size)
-    step_size = StepSize("auto", initial=initial, target=ACCEPTANCE["mala"], rate=0.3)
-    kept = []
-    for i in range(n_burn + n_keep):
-        state, info = langevin_step(
+
+    def __init__(
+        self,
+        log_density: LogDensity,
+        *,
+        preconditioner: Preconditioner,
+        n_rows: int,
+        initial_step_size: float,
+        noise: Noise,
+    ) -> None:
+        self.log_density, self.preconditioner, self.noise = log_density, preconditioner, noise
+        initial = preconditioner.factor.new_full((n_rows,), initial_step_size)
+        self.step_size = StepSize("auto", initial=initial, target=ACCEPTANCE["mala"], rate=0.3)
+
+    def adapt(self, start: Tensor, n_steps: int) -> Tensor:
+        """Where chains from ``start (n, p, k)`` are after steps that set each row's step size.
+
+        What follows from where a chain went says something of where it is: these chains are near
+        the posterior and no draws from it, the less so the fewer a row has.
+        """
+        state = init(start, self.log_density)
+        for _ in range(n_steps):
+            state, info = self._stepped(state)
+            self.step_size.update(info)
+        return state.position
+
+    def walk(self, start: Tensor, n_steps: int, n_keep: int) -> Tensor:
+        """Positions after the last ``n_keep`` steps from ``start``, ``(n, n_keep · p, k)``.
+
+        The steps stay as long as they are, which leaves the posterior what it is; the last p
+        positions are where the chains stand.
+        """
+        state, kept = init(start, self.log_density), []
+        for i in range(n_steps):
+            state, _ = self._stepped(state)
+            if i >= n_steps - n_keep:
+                kept.append(state.position)
+        return torch.cat(kept, 1)
+
+    def _stepped(self, state: State) -> tuple[State, Info]:
+        return langevin_step(
             state,
-            log_density,
-            step_size=step_size.value[:, None],
-            noise=noise,
+            self.log_density,
+            step_size=self.step_size.value[:, None],
+            noise=self.noise,
             metropolis=True,
-            preconditioner=preconditioner,
+            preconditioner=self.preconditioner,
         )
-        if i < n_burn:
-            step_size.update(info)
-        else:
-            kept.append(state.position)
-    return torch.cat(kept, 1)
 
 
 def _weighted(log_weights: Tensor, draws: Tensor) -> Posterior:

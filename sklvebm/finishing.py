@@ -17,7 +17,7 @@ from .evidence import Posterior, importance
 from .langevin import Noise, regularised
 from .laplace import laplace, starts
 from .mixtures import moments
-from .model import MANY_STARTS, Model
+from .model import MANY_STARTS, Model, Moves
 from .particles import JointPool
 from .partition import LogPartition, excess_tilt, log_partition
 from .rows import Rows
@@ -97,13 +97,14 @@ def finish(
     if energy.tilt is not None:
         n_apart = max(1, int(_SHARE_APART * len(pool.position)))
         started = _paired(model, rows.x[picks], noise)
-        model.pool, trace = equilibrated(energy, pool, started, n_apart, noise)
+        model.pool, trace, step_size = equilibrated(energy, pool, started, n_apart, noise)
         diagnostics |= joint_mixing(trace, n_apart)
         data = _joint(energy, rows.x[order[:_N_COVERED]], guesses.location[order[:_N_COVERED], :k])
         log_z = log_partition(energy, model.pool, n_apart=n_apart, data=data, noise=noise)
         judged = rows[picks] if held_out is None else held_out
         excess = _excess(model, max(_apart(judged.x[:_N_CALIBRATION]), key=len))
         model.log_partition = log_z._replace(excess=excess)
+        model.moves = _moves(energy, model.pool, step_size, noise)
     return model, diagnostics
 
 
@@ -170,11 +171,11 @@ def equilibrated(
     data: tuple[Tensor, Tensor],
     n_apart: int,
     noise: Noise,
-) -> tuple[Tensor, np.ndarray]:
+) -> tuple[Tensor, np.ndarray, float]:
     """The pool with its last ``n_apart`` members started from data, after moves; and their trace.
 
-    The moves go on while the two parts disagree, up to a limit. Returns the members ``(m, k + d)``
-    and −f of each after each of the later moves, ``(m, n_draws)``.
+    The moves go on while the two parts disagree, up to a limit. Returns the members
+    ``(m, k + d)``, −f of each after each of the later moves, ``(m, n_draws)``, and the step size.
     """
     x, z = data
     rows = torch.arange(n_apart, device=x.device) % len(x)
@@ -187,7 +188,14 @@ def equilibrated(
         late = to_numpy(trace[:, _N_SWEEPS // 2 :]).astype(np.float64)
         if joint_mixing(late, n_apart)["rhat_joint"] <= MAX_RHAT:
             break
-    return moving.position, late
+    return moving.position, late, float(moving.step_size.value)
+
+
+def _moves(energy: JointEnergy, members: Tensor, step_size: float, noise: Noise) -> Moves:
+    """The step size, and how often ``members`` take a fresh draw of the reference."""
+    probe = JointPool(members, dynamics="mala", n_steps=1, step_size=step_size, noise=noise)
+    probe.settle(energy.log_tilt, 1)
+    return Moves(step_size, probe.sweep_acceptance)
 
 
 def _ridge(x: Tensor, z: Tensor) -> Tensor:

@@ -24,6 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Mean acceptance aimed at: .574 is optimal for MALA in high dimensions (Roberts and Rosenthal
+# 1998), a little more is safer in low ones. Unadjusted chains get shorter steps, since nothing
+# corrects their bias.
+ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
+
 LogDensity = Callable[[Tensor], Tensor]
 """Maps positions ``(..., m)`` to log-densities ``(...)``, up to a constant, in nats."""
 

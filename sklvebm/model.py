@@ -24,7 +24,7 @@ from .completion import apart, by_completeness, linear_guess
 from .decoding import conditional_mean
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
-from .evidence import CHUNK, SIZE, Posterior, explore, filled, row_posterior
+from .evidence import CHUNK, SIZE, Mala, Posterior, filled, row_posterior
 from .langevin import Noise, Preconditioner, regularised
 from .laplace import laplace, starts
 from .mixtures import Guess
@@ -42,9 +42,11 @@ _N_CLIMB = 20
 _N_MEAN = SIZE // 2
 # Starts where posteriors have several peaks; draws of the prior among which they are chosen.
 MANY_STARTS, _N_CANDIDATES = 4, 64
-_N_CHAINS, _N_BURN, _N_KEEP = 8, 20, 20
+_N_CHAINS, _N_BURN, _N_KEEP, _N_MOVES = 8, 20, 20, 20
 # Moves of a draw of the pool, and draws that move at once: what is worked on fits the cache.
 _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
+# Probability that the sweeps of a draw's moves may leave it where it was.
+_STAYS = 0.01
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
 # Draws of the model that its reconstructions are learned from.
@@ -62,6 +64,27 @@ class Evidence(NamedTuple):
     value: Tensor
     std: Tensor
     mean_std: float
+
+
+class Moves(NamedTuple):
+    """How draws from the pool are moved: fixed by the fit, since moves that follow from where a
+    chain went would not leave its law alone.
+
+    ``acceptance`` is that of sweeps from the reference.
+    """
+
+    step_size: float = 0.1
+    acceptance: float = 1.0
+
+    @property
+    def number(self) -> int:
+        """As many as part two copies of a member.
+
+        A copy stays where it is by sweeps alone with probability (1 − acceptance)^n.
+        """
+        stays = math.log(max(1 - self.acceptance, 1e-9))
+        n = min(max(math.log(_STAYS) / min(stays, -1e-9), _MIN_MOVES), _MAX_MOVES)
+        return math.ceil(n)
 
 
 @dataclass
@@ -84,6 +107,7 @@ class Model:
         Of every deterministic answer.
     n_starts : int
         Points from which the peaks of a row's posterior are sought.
+    moves : Moves
     """
 
     spec: EnergySpec
@@ -94,6 +118,7 @@ class Model:
     log_partition: LogPartition
     seed: int
     n_starts: int = 1
+    moves: Moves = field(default_factory=Moves)
     _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
     _remainder: RegressorMixin | None = field(default=None, repr=False)
 
@@ -116,6 +141,7 @@ class Model:
                 self.log_partition,
                 self.seed,
                 self.n_starts,
+                self.moves,
             )
         return self._casts[dtype]
 
@@ -136,25 +162,23 @@ class Model:
             joint = torch.cat(self.energy.reference.split(self.pool)[::-1], 1)
         return linear_guess(x, joint.mean(0), torch.cov(joint.T), self.covariance)
 
-    def explore(
-        self, x: Tensor, *, noise: Noise, guess: Tensor | None = None, n_keep: int = _N_KEEP
-    ) -> Tensor:
+    def explore(self, x: Tensor, *, noise: Noise, n_keep: int = _N_KEEP) -> Tensor:
         """Particles ``(n, p, m)`` of the posterior of each row of ``x (n, d)``, by MALA.
 
         The coordinates are those that ``energy.posterior`` reads; the rows are all complete, or
         all of them miss entries.
         """
-        centre, covariance = self._guess(x)
-        preconditioner = Preconditioner.from_covariance(regularised(covariance))
-        centre = (centre if guess is None else guess)[:, None].expand(-1, _N_CHAINS, -1)
-        start = centre + noise.normal(centre) @ preconditioner.factor.transpose(-1, -2)
-        return explore(
-            start,
+        chains = self._chains(x, noise)
+        centre = self._guess(x)[0][:, None].expand(-1, _N_CHAINS, -1)
+        start = centre + noise.normal(centre) @ chains.preconditioner.factor.transpose(-1, -2)
+        return chains.walk(chains.adapt(start, _N_BURN), n_keep, n_keep)
+
+    def _chains(self, x: Tensor, noise: Noise) -> Mala:
+        return Mala(
             self.energy.posterior(x),
-            preconditioner=preconditioner,
+            preconditioner=Preconditioner.from_covariance(regularised(self._guess(x)[1])),
+            n_rows=len(x),
             initial_step_size=0.3,
-            n_burn=_N_BURN,
-            n_keep=n_keep,
             noise=noise,
         )
 
@@ -302,19 +326,16 @@ class Model:
         return torch.cat(drawn, dim=1)
 
     def _resample(self, x: Tensor, posterior: Posterior, n: int, noise: Noise) -> Tensor:
-        """Draws ``(n, rows, m)``: weighted draws picked at random, then moved apart by MALA."""
-        picks = torch.multinomial(posterior.weights, n, True, generator=noise.generator)
+        """Draws ``(n, rows, m)``: weighted draws picked at random, then moved apart by MALA.
+
+        The steps are those that suit others: a draw that moved by what it met would no longer be
+        one from the posterior.
+        """
+        picks = torch.multinomial(posterior.weights, _N_CHAINS + n, True, generator=noise.generator)
         u = posterior.draws.take_along_dim(picks[..., None], 1)
-        moved = explore(
-            u,
-            self.energy.posterior(x),
-            preconditioner=Preconditioner.from_covariance(regularised(self._guess(x)[1])),
-            initial_step_size=0.3,
-            n_burn=_N_BURN,
-            n_keep=1,
-            noise=noise,
-        )
-        return moved.transpose(0, 1)
+        chains = self._chains(x, noise)
+        chains.adapt(u[:, :_N_CHAINS], _N_BURN)
+        return chains.walk(u[:, _N_CHAINS:], _N_MOVES, 1).transpose(0, 1)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Joint draws ``x (n, d)`` and ``z (n, k)``.
@@ -334,15 +355,10 @@ class Model:
             return self.energy.reference.split(v)
 
     def _moved(self, v: Tensor, noise: Noise) -> Tensor:
-        """Members of the pool, moved on until copies of one have parted.
-
-        A copy stays where it is by sweeps alone with probability (1 − acceptance)^n: a hundredth.
-        """
-        pool = JointPool(v, dynamics="mala", n_steps=1, step_size="auto", noise=noise)
-        pool.settle(self.energy.log_tilt, 1)
-        stays = math.log(max(1 - pool.sweep_acceptance, 1e-9))
-        n_moves = min(max(math.log(0.01) / min(stays, -1e-9), _MIN_MOVES), _MAX_MOVES)
-        pool.settle(self.energy.log_tilt, math.ceil(n_moves))
+        """Members of the pool, moved on until copies of one have parted."""
+        step_size, n_moves = self.moves.step_size, self.moves.number
+        pool = JointPool(v, dynamics="mala", n_steps=1, step_size=step_size, noise=noise)
+        pool.settle(self.energy.log_tilt, n_moves)
         return pool.position
 
     def reconstruction(self, t: Tensor) -> Tensor:
@@ -386,6 +402,7 @@ class Model:
             "log_partition": tuple(self.log_partition),
             "seed": self.seed,
             "n_starts": self.n_starts,
+            "moves": tuple(self.moves),
         }
 
     @classmethod
@@ -408,4 +425,5 @@ class Model:
             LogPartition(*arrays["log_partition"]),
             arrays["seed"],
             arrays["n_starts"],
+            Moves(*arrays["moves"]),
         )

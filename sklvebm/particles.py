@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .langevin import (
+    ACCEPTANCE,
     Info,
     LogDensity,
     Noise,
@@ -30,9 +31,6 @@ from .langevin import (
 )
 from .proposals import Proposal
 from .state import Stateful
-
-# Mean acceptance aimed at. Unadjusted chains get shorter steps, since nothing corrects their bias.
-ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
 
 
 class LangevinParticles(Stateful):

@@ -25,8 +25,7 @@ from torch import Tensor
 from .annealing import DIRECT, Path, adapted_path, walk
 from .energies._joint import JointEnergy
 from .evidence import Posterior
-from .langevin import LogDensity, Noise, StepSize, gaussian_step, init
-from .particles import ACCEPTANCE
+from .langevin import ACCEPTANCE, LogDensity, Noise, StepSize, gaussian_step, init
 from .proposals import Proposal
 
 # Estimates this many standard errors apart disagree, unless by less than anyone minds (nats).

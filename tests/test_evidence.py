@@ -17,7 +17,7 @@ from statistical import (
 )
 from targets import banana_case, linear_case, normal
 
-from sklvebm.evidence import CHUNK, Posterior, annealed, explore, importance, row_posterior
+from sklvebm.evidence import CHUNK, Mala, Posterior, annealed, importance, row_posterior
 from sklvebm.langevin import Noise, Preconditioner
 from sklvebm.mixtures import Guess, moments
 
@@ -179,15 +179,8 @@ def test_free_energy_against_quadrature(generator):
         ]
     )
     x = torch.from_numpy(nodes[:, None])
-    particles = explore(
-        normal(generator, 5, 32, 1),
-        energy.posterior(x),
-        preconditioner=Preconditioner.from_covariance(eye(1)),
-        initial_step_size=0.3,
-        n_burn=60,
-        n_keep=10,
-        noise=Noise(generator),
-    )
+    chains = mala(energy.posterior(x), 5, generator)
+    particles = chains.walk(chains.adapt(normal(generator, 5, 32, 1), 60), 10, 10)
     found = replicated_importance(energy, x, particles, 1000, generator, 2 * R)
     log_evidence = torch.stack([p.log_evidence for p in found]).numpy()
     assert_close_to(np.exp(log_evidence - exact), np.ones(5))
@@ -197,8 +190,33 @@ def test_free_energy_against_quadrature(generator):
         assert_calibrated(log_evidence[:, row], std[:, row], exact[row])
 
 
+def mala(log_density, n_rows, generator):
+    return Mala(
+        log_density,
+        preconditioner=Preconditioner.from_covariance(eye(1)),
+        n_rows=n_rows,
+        initial_step_size=0.3,
+        noise=Noise(generator),
+    )
+
+
 @pytest.mark.statistical
-def test_explore_reaches_the_posterior(generator):
+def test_steps_set_by_other_chains_leave_the_posterior_alone(generator):
+    """One exact draw a row, moved: its variance stays one. Steps that it sets itself lower it."""
+
+    def log_density(z):
+        return -0.5 * z.square().sum(-1)
+
+    n_rows = 400_000
+    moving = mala(log_density, n_rows, generator)
+    adapted = moving.adapt(normal(generator, n_rows, 1, 1), 20).reshape(100, -1)
+    moved = moving.walk(normal(generator, n_rows, 1, 1), 20, 1).reshape(100, -1)
+    assert_close_to(moved.square().mean(1), 1.0)
+    assert_rejects(adapted.square().mean(1), 1.0)
+
+
+@pytest.mark.statistical
+def test_mala_reaches_the_posterior(generator):
     """Moments of the kept draws against quadrature; each of 64 rows is a replicate.
 
     The chains of a row adapt one step size, which is frozen before any draw is kept.
@@ -208,15 +226,9 @@ def test_explore_reaches_the_posterior(generator):
     def log_density(z):
         return -0.5 * z[..., 0].square() + 2 * torch.sin(1.3 * z[..., 0])
 
-    draws = explore(
-        2 * normal(generator, copies, chains, 1),
-        log_density,
-        preconditioner=Preconditioner.from_covariance(eye(1)),
-        initial_step_size=0.3,
-        n_burn=200,
-        n_keep=n_keep,
-        noise=Noise(generator),
-    )
+    moving = mala(log_density, copies, generator)
+    start = moving.adapt(2 * normal(generator, copies, chains, 1), 200)
+    draws = moving.walk(start, n_keep, n_keep)
     assert draws.shape == (copies, chains * n_keep, 1)
 
     def features(z):
