@@ -159,20 +159,19 @@ class TestTwoProcesses:
 def test_the_score_is_that_of_one_process(rng, tmp_path):
     """Fits by two processes score on fresh rows as fits by one do, over seeds.
 
-    The tolerance is a two-sample t interval at ALPHA, from the spread over the seeds of one
-    process; it is far less than what training gains over a Gaussian.
+    By ranks, since a log Z that is raised now and then makes the scores' law one with outliers: 18
+    fits of each that are all on one side of the others have a probability of 2 / C(36, 18), a
+    hundredth of ALPHA. And the fits of both gain over a Gaussian, or nothing would be shown.
     """
     X, fresh = parabola(rng, 401), parabola(rng, 1000)
     params = SMALL | {"early_stopping": False, "max_iter": 100, "learning_rate": 0.03}
-    seeds = rng.integers(2**31, size=16).tolist()
+    seeds = rng.integers(2**31, size=18).tolist()
     one = [LVEBMEstimator(**params | {"random_state": s}).fit(X).score(fresh) for s in seeds]
-    jobs = [ranks.Job(params | {"random_state": 1 + s}, {"X": X}) for s in seeds[:4]]
+    jobs = [ranks.Job(params | {"random_state": 1 + s}, {"X": X}) for s in seeds]
     two = [result.model.score(fresh) for result in ranks.run(tmp_path / "run", jobs)[0]]
-    quantile = stats.t.isf(ALPHA / 2, len(one) - 1)
-    tolerance = quantile * np.std(one, ddof=1) * math.sqrt(1 / len(one) + 1 / len(two))
     gaussian = LVEBMEstimator(1, energy="linear", random_state=0).fit(X).score(fresh)
-    assert tolerance < 0.5 * (np.mean(one) - gaussian), "nothing would be shown"
-    assert abs(np.mean(two) - np.mean(one)) < tolerance
+    assert min(np.median(one), np.median(two)) > gaussian
+    assert stats.mannwhitneyu(one, two, method="exact").pvalue > ALPHA
 
 
 def test_a_killed_rank_ends_the_other_and_the_checkpoint_goes_on(rng, tmp_path):
