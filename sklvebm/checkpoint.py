@@ -8,12 +8,15 @@ reading it, and a byte that went wrong is noticed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
+import marshal
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -130,14 +133,30 @@ def digest(arrays: Iterable[NDArray]) -> str:
 def described(value: Any) -> str:
     """``value`` in words that are the same in every process: no addresses, no defaults left out."""
     if hasattr(value, "get_params"):
-        params = value.get_params(deep=False)
-        inner = ", ".join(f"{name}={described(params[name])}" for name in sorted(params))
-        return f"{type(value).__name__}({inner})"
-    return (
-        f"{value.__module__}.{value.__qualname__}"
-        if hasattr(value, "__qualname__")
-        else repr(value)
-    )
+        return f"{type(value).__name__}({_named(value.get_params(deep=False))})"
+    if isinstance(value, functools.partial):
+        inner = [described(value.func), *map(described, value.args), _named(value.keywords)]
+        return f"partial({', '.join(inner)})"
+    name = getattr(value, "__qualname__", None)
+    if name is None and callable(value):
+        # Such an instance is what its class and its attributes are.
+        return f"{described(type(value))}({_named(vars(value))})"
+    if name is None:
+        return repr(value)
+    if "<" in name and hasattr(value, "__code__"):
+        # Functions without a name of their own are told apart by what they do.
+        captured = [described(cell.cell_contents) for cell in value.__closure__ or ()]
+        name += f" {_code_digest(value.__code__)} of ({', '.join(captured)})"
+    return f"{value.__module__}.{name}"
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={described(values[name])}" for name in sorted(values))
+
+
+def _code_digest(code: CodeType) -> str:
+    # Version 2 writes no back-references, which depend on what else the process holds.
+    return hashlib.sha256(marshal.dumps(code, 2)).hexdigest()[:16]
 
 
 class Progress:

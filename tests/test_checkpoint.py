@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -381,7 +382,28 @@ def test_digests_tell_contents_shapes_and_types_apart():
     assert digest([a]) == digest([np.arange(12.0)[::2] / 2])
 
 
+class Factory:
+    """A callable with a parameter and no name."""
+
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, n_features, n_components):
+        return torch.nn.Linear(n_features, self.width)
+
+
+def adder(n):
+    return lambda d: d + n
+
+
 def test_descriptions_hold_in_every_process():
     assert described(TiltedEnergy()) == described(TiltedEnergy())
     assert described(TiltedEnergy()) != described(TiltedEnergy(tilt_bound=1.0))
     assert described(torch.nn.Linear) == "torch.nn.modules.linear.Linear"
+    assert described(partial(max, 1, key=abs)) == described(partial(max, 1, key=abs))
+    assert described(partial(max, 1)) != described(partial(max, 2))
+    assert described(Factory(2)) == described(Factory(2)) != described(Factory(3))
+    assert "0x" not in described(Factory(2)) + described(partial(Factory(2), 1))
+    first, second, again = (adder(n) for n in (1, 2, 1))
+    assert described(first) == described(again) != described(second)
+    assert described(lambda d: d + 1) != described(lambda d: d + 2)
