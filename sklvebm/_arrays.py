@@ -25,7 +25,8 @@ def resolve_device(device: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        # Chains keep their clocks in double precision, which some devices have not.
+        torch.empty(0, device=resolved, dtype=torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {error}") from error
     return resolved

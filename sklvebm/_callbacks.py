@@ -59,7 +59,7 @@ class Reporter:
     verbose : int
         1 prints a line a stage, 2 a line an evaluation.
     attributes : callable
-        ``attributes(model)`` are the attributes of an estimator fitted to that model.
+        ``attributes(result)`` are the attributes of an estimator that found this result.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Reporter:
     def __call__(self, row: dict[str, Any], snapshot: Callable[[], Any]) -> bool:
         """Report a row of the history; returns whether a callback asks to stop.
 
-        ``snapshot()`` finishes the state of this moment to a model that answers: it is only taken
-        where a callback wants a fitted estimator.
+        ``snapshot()`` finishes the state of this moment to a result whose model answers: it is only
+        taken where a callback wants a fitted estimator.
         """
         self._print(row)
         task = self.context.subcontext(task_name=row["stage"])

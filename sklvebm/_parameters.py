@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sklearn.utils.validation import check_scalar
 
 _CHOICES = {"inference": ("langevin", "variational", "map"), "dynamics": ("mala", "ula")}
@@ -56,7 +58,11 @@ def checked_options(
     TypeError, ValueError
         If a parameter is of the wrong type or out of range.
     """
-    options: dict[str, Any] = {"early_stopping": bool(parameters["early_stopping"])}
+    options: dict[str, Any] = {
+        "early_stopping": _flag("early_stopping", parameters["early_stopping"])
+    }
+    _flag("warm_start", parameters["warm_start"])
+    _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():
         options[name] = parameters[name]
         if options[name] not in choices:
@@ -108,10 +114,19 @@ def _real_or_auto(name: str, value: Any, default: Any, zero: bool = False) -> An
     return default
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
 def _integer(name: str, value: Any, low: int) -> int:
     return int(check_scalar(value, name, Integral, min_val=low))
 
 
 def _real(name: str, value: Any, zero: bool = False) -> float:
     boundaries = "left" if zero else "neither"
-    return float(check_scalar(value, name, Real, min_val=0, include_boundaries=boundaries))
+    found = float(check_scalar(value, name, Real, min_val=0, include_boundaries=boundaries))
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,8 +16,8 @@ from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
+    clone,
 )
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -31,6 +31,7 @@ from ._callbacks import BOOKKEEPING, CallbackSupportMixin, NoContext, Reporter, 
 from ._format import checked, stamped
 from ._links import DocumentedMixin
 from ._parameters import checked_options, checked_path
+from ._warnings import warn_of
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
 from .report import score_report
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .checkpoint import Progress
     from .distributed import Group
     from .model import Model
-    from .saddle import Outcome
+    from .training import Options, Result
 
 _FLOATS = (np.float64, np.float32)
 
@@ -58,14 +59,22 @@ def _share_of_pairs(X: NDArray, weight: NDArray) -> float:
     return float(np.average(np.mean(~np.isnan(X), axis=1) ** 2, weights=weight))
 
 
-def _attributes(model: Model) -> dict[str, Any]:
-    """What a fitted estimator knows of its model."""
+def _attributes(result: Result) -> dict[str, Any]:
+    """What a training run found, as fitted attributes."""
+    model, outcome = result.model, result.outcome
+    last = outcome.history[-1] if outcome.history else {}
+    shown = {k: float(v) for k, v in last.items() if k.startswith(("acceptance", "energy_gap"))}
     return {
         "_model_cache": model,
         "_model_state": model.to_arrays(),
         "log_partition_": model.log_partition.conservative,
         "log_partition_std_": model.log_partition.std,
         "log_partition_bounds_": (model.log_partition.forward, model.log_partition.reverse),
+        "n_iter_": max(outcome.n_iter, 1),
+        "converged_": outcome.converged,
+        "history_": outcome.history,
+        "step_size_": result.step_sizes,
+        "diagnostics_": shown | result.diagnostics,
     }
 
 
@@ -220,6 +229,7 @@ class LVEBMEstimator(
     n_samples_seen_: int | float
     n_iter_: int
     history_: list[dict[str, Any]]
+    _random_state: np.random.RandomState
 
     def __init__(
         self,
@@ -325,12 +335,14 @@ class LVEBMEstimator(
             if not continued:
                 self._start_anew(X, weight)
             self.n_samples_seen_ = _count(weight)
-            self._train(
+            found = self._train(
                 X,
                 weight,
                 start=self._model if continued else None,
                 path=checked_path("checkpoint", self.checkpoint),
             )
+        # Where warnings are errors, they come after a fit that is there to stay.
+        warn_of(found)
         return self
 
     @with_callbacks
@@ -364,11 +376,11 @@ class LVEBMEstimator(
             )
             if first:
                 self._start_anew(X, weight)
-            batch_size = check_scalar(self.batch_size, "batch_size", Integral)
+            batch_size = check_scalar(self.batch_size, "batch_size", Integral, min_val=1)
             n_updates = max(1, math.ceil(_count(weight) / batch_size))
             n_before, history = (0, []) if first else (self.n_iter_, self.history_)
             self.n_samples_seen_ = _count(weight) + (0 if first else self.n_samples_seen_)
-            self._train(
+            found = self._train(
                 X,
                 weight,
                 start=None if first else self._model,
@@ -379,12 +391,16 @@ class LVEBMEstimator(
             self.history_ = history + [
                 row | {"n_iter": row["n_iter"] + n_before} for row in self.history_
             ]
+        warn_of(found)
         return self
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Whatever ends the block early, an interrupt too, the estimator is as it was before."""
         before = dict(self.__dict__)
+        if "_random_state" in before:
+            # The block draws from a stream of its own, which is left where it ends.
+            self._random_state = copy.deepcopy(before["_random_state"])
         try:
             yield
         except BaseException:
@@ -443,29 +459,27 @@ class LVEBMEstimator(
         start: Model | None,
         path: Path | None = None,
         **overrides: Any,
-    ) -> None:
+    ) -> list[str]:
+        """Train, and keep what is found. Returns what is to be warned of."""
         from ._arrays import resolve_device
         from .checkpoint import described
         from .distributed import Group
         from .saddle import DivergenceError
         from .training import Options, Trainer
 
-        spec = as_spec(self.energy)
-        if start is not None:
-            overrides["n_components"] = self.n_components_
-        options = Options(
-            **{
-                **checked_options(
-                    self.get_params(deep=False),
-                    n_features=X.shape[1],
-                    n_samples=self.n_samples_seen_,
-                    share_of_pairs=_share_of_pairs(X, weight),
-                ),
-                **overrides,
-            }
+        # A copy: what the user sets on theirs afterwards is for the next fit.
+        spec = clone(as_spec(self.energy))
+        found = checked_options(
+            self.get_params(deep=False),
+            n_features=X.shape[1],
+            n_samples=self.n_samples_seen_,
+            share_of_pairs=_share_of_pairs(X, weight),
         )
+        options = Options(**{**found, **overrides})
+        if start is not None:
+            self._check_continues(start, spec, options)
+            spec = start.spec
         device = resolve_device(self.device)
-        spec = start.spec if start is not None else spec
         group = Group.found()
         settings = asdict(options) | {"energy": described(spec), "device": device.type}
         progress = self._progress(path, X, weight, start, group, settings)
@@ -483,37 +497,31 @@ class LVEBMEstimator(
         self.n_components_ = self._n_features_out = options.n_components
         report = self._reporter(X, trainer.n_evaluations, group)
         try:
-            model, outcome, diagnostics = trainer.run(
-                report, keep=progress.keep, saved=progress.saved
-            )
+            result = trainer.run(report, keep=progress.keep, saved=progress.saved)
         except DivergenceError:
             # Going on from the file would end the same way.
             progress.close()
             raise
         report.close()
-        self._keep_outcome(model, outcome, diagnostics, trainer.step_sizes)
+        self.__dict__.update(_attributes(result))
         progress.close()
-        self._warn(outcome.stopped)
+        return self._complaints(result.outcome.stopped)
 
-    def _keep_outcome(
-        self,
-        model: Model,
-        outcome: Outcome,
-        diagnostics: dict[str, float],
-        step_sizes: dict[str, float],
-    ) -> None:
-        """What a training run found, as fitted attributes."""
-        self.__dict__.update(_attributes(model))
-        self.n_iter_ = max(outcome.n_iter, 1)
-        self.converged_ = outcome.converged
-        self.history_ = outcome.history
-        self.step_size_ = step_sizes
-        last = outcome.history[-1] if outcome.history else {}
-        self.diagnostics_ = {
-            name: float(value)
-            for name, value in last.items()
-            if name.startswith(("acceptance", "energy_gap"))
-        } | diagnostics
+    def _check_continues(self, start: Model, spec: EnergySpec, options: Options) -> None:
+        """A model that goes on keeps its form: what asks for another one is an error."""
+        from .checkpoint import described
+
+        pairs = {
+            "energy": (described(start.spec), described(spec)),
+            "n_components": (self.n_components_, options.n_components),
+            "pool_size": (len(start.pool), options.pool_size),
+        }
+        changed = [f"{k} was {old}, and is {new}" for k, (old, new) in pairs.items() if old != new]
+        if changed:
+            raise ValueError(
+                "a fit that goes on from the fitted model keeps its form, but "
+                f"{'; '.join(changed)}. Set it back, or fit anew (warm_start=False, a clone)."
+            )
 
     def _progress(
         self,
@@ -553,9 +561,15 @@ class LVEBMEstimator(
         if group.rank == 0:
             context = self._init_callback_context(max_subtasks=n_evaluations)
         context.call_on_fit_task_begin(estimator=self, X=X)
-        return Reporter(self, context, X, verbose=self.verbose, attributes=_attributes)
 
-    def _warn(self, stopped: bool) -> None:
+        def attributes(result: Result) -> dict[str, Any]:
+            # Draws from what a callback is handed leave the stream of this fit alone.
+            return _attributes(result) | {"_random_state": copy.deepcopy(self._random_state)}
+
+        return Reporter(self, context, X, verbose=self.verbose, attributes=attributes)
+
+    def _complaints(self, stopped: bool) -> list[str]:
+        """What the fitted model is to be warned of."""
         found = []
         if not self.converged_ and not stopped:
             found.append(
@@ -571,9 +585,7 @@ class LVEBMEstimator(
                 f"{estimate.conservative:.2f}, which makes it lower. A smaller learning_rate, a "
                 "larger pool_size or more weight_decay usually helps."
             )
-        found += complaints(self.diagnostics_, fixed_step_size=self.step_size != "auto")
-        for message in found:
-            warnings.warn(message, ConvergenceWarning, stacklevel=4)
+        return found + complaints(self.diagnostics_, fixed_step_size=self.step_size != "auto")
 
     # -- the model, and its portable form --------------------------------------------------------
 
@@ -584,7 +596,9 @@ class LVEBMEstimator(
             from ._arrays import device_or_cpu
             from .model import Model
 
-            self._model_cache = Model.from_arrays(self._model_state, device_or_cpu(self.device_))
+            device = device_or_cpu(self.device_)
+            self._model_cache = Model.from_arrays(self._model_state, device)
+            self.device_ = str(device)
         return self._model_cache
 
     def __getstate__(self):
@@ -846,7 +860,9 @@ class LVEBMEstimator(
         """
         log_prob = self.score_samples(X)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, log_prob, dtype=np.float64)
+            sample_weight = _check_sample_weight(
+                sample_weight, log_prob, dtype=np.float64, ensure_non_negative=True
+            )
         return float(np.average(log_prob, weights=sample_weight))
 
     def score_report(self, X, n_worst=5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import generator_from_seed
@@ -32,6 +33,24 @@ def n_held_out(n: int, fraction: float) -> int:
     size = max(math.ceil(fraction * n), min(_MIN_ROWS, int(_MAX_SHARE * n)))
     size = min(size, _MAX_ROWS)
     return size if n - size >= 2 else 0
+
+
+def which_held_out(weight: NDArray, fraction: float) -> list[int]:
+    """The first rows, of these ``weight (n,)``, that may be held out; none if too few remain.
+
+    As many as :func:`n_held_out` says, and no more than that share of the whole weight: a row that
+    is most of a table cannot be left out of training.
+    """
+    size = n_held_out(len(weight), fraction)
+    left = size / len(weight) * float(weight.sum()) * (1 + 1e-9)
+    found: list[int] = []
+    for row, mass in enumerate(weight.tolist()):
+        if len(found) == size:
+            break
+        if mass <= left:
+            found.append(row)
+            left -= mass
+    return found
 
 
 class HeldOut(Stateful):

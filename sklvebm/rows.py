@@ -49,11 +49,6 @@ class Rows:
     def __getitem__(self, picks: Tensor) -> Rows:
         return Rows.weighted(self.x[picks], self.weight[picks])
 
-    @property
-    def are_complete(self) -> bool:
-        """Whether nothing is missing."""
-        return not bool(torch.isnan(self.x).any())
-
     def mean(self, values: Tensor) -> float:
         """Weighted mean of a value a row."""
         return float((self.weight * values).mean())

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from ._warnings import warn_of
 from .distributed import Group
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
@@ -333,12 +332,11 @@ class Saddle:
         for part, state in self._good.items():
             self._parts()[part].load_state_dict(state)
         lr = run.cool()
-        warnings.warn(
+        message = (
             f"the {name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
-            f"continues from the last good state at a learning rate of {lr:.2g}.",
-            ConvergenceWarning,
-            stacklevel=2,
+            f"continues from the last good state at a learning rate of {lr:.2g}."
         )
+        warn_of([message])
 
     def _record(
         self, stage: Stage, gap: float, evaluation: Evaluation | None, average: JointEnergy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from .distributed import Group
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
 from .finishing import Guesses, finish
-from .heldout import HeldOut, n_held_out
+from .heldout import HeldOut, which_held_out
 from .langevin import Noise, regularised
 from .model import Model
 from .particles import (
@@ -86,6 +86,15 @@ class Trained(NamedTuple):
     pool: JointPool
 
 
+class Result(NamedTuple):
+    """What a training run found: the model, what training did, diagnostics, final step sizes."""
+
+    model: Model
+    outcome: Outcome
+    diagnostics: dict[str, float]
+    step_sizes: dict[str, float]
+
+
 class Trainer:
     """Owns what one training run needs, from the start at PPCA to the finished model.
 
@@ -117,6 +126,8 @@ class Trainer:
         start: Model | None = None,
         group: Group | None = None,
     ) -> None:
+        if start is not None and start.device != device:
+            start = Model.from_arrays(start.to_arrays(), device)
         self.spec, self.options, self.start = spec, options, start
         self.device = device
         self.group = Group() if group is None else group
@@ -140,15 +151,16 @@ class Trainer:
 
     def _split(self, X: NDArray, weight: NDArray) -> tuple[Rows, Rows | None]:
         """What is trained on, in random order, and what is held out."""
-        options, n = self.options, len(X)
-        order = torch.randperm(n, generator=self.generator, device=self.device)
+        order = torch.randperm(len(X), generator=self.generator, device=self.device)
         x, w = (to_tensor(part, self.device, torch.float32)[order] for part in (X, weight))
-        if not options.early_stopping or self._closed_form():
+        if not self.options.early_stopping or self._closed_form():
             return Rows.weighted(x, w), None
-        size = n_held_out(n, options.validation_fraction)
-        if size == 0:
+        held_out = torch.zeros(len(X), dtype=torch.bool)
+        held_out[which_held_out(weight[to_numpy(order)], self.options.validation_fraction)] = True
+        held_out = held_out.to(self.device)
+        if not held_out.any():
             return Rows.weighted(x, w), None
-        kept, held_out = slice(size, None), slice(size)
+        kept = ~held_out
         return Rows.weighted(x[kept], w[kept]), Rows.weighted(x[held_out], w[held_out])
 
     def _followed(self, rows: Rows) -> HeldOut:
@@ -286,14 +298,14 @@ class Trainer:
 
     def run(
         self,
-        report: Callable[[dict, Callable[[], Model]], bool],
+        report: Callable[[dict, Callable[[], Result]], bool],
         *,
         keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
         saved: dict[str, Any] | None = None,
-    ) -> tuple[Model, Outcome, dict[str, float]]:
-        """Train all stages and finish the model; returns it, what training did, diagnostics.
+    ) -> Result:
+        """Train all stages and finish the model.
 
-        ``report(row, snapshot)`` receives every row of the history, and a way to a model of that
+        ``report(row, snapshot)`` receives every row of the history, and a way to the result of that
         moment; returns whether to stop training. ``keep(common, own)`` receives the state of
         training at every evaluation, in a part that all ranks share and one that is this rank's; a
         trainer of the same fit that is given both as ``saved`` goes on from there as if nothing had
@@ -319,7 +331,7 @@ class Trainer:
             generator=self.noise.generator,
             evaluate=None if self.held_out is None else self._evaluate,
             report=lambda row, energy: group.from_first(
-                lambda: report(row, lambda: self._snapshot(energy))
+                lambda: report(row, lambda: self._snapshot(energy, saddle.outcome))
             ),
             keep=keep and (lambda common, own: keep(common, own | self._held_out_state())),
             group=group,
@@ -329,7 +341,8 @@ class Trainer:
             self.held_out.load_state_dict(saved["held_out"])
         saddle.train(self.stages(), saved)
         model, diagnostics = self._finished()
-        return model, saddle.outcome, diagnostics | gap_statistics(np.array(saddle.outcome.gaps))
+        step_sizes = group.from_first(self._step_sizes)
+        return _result(model, saddle.outcome, diagnostics, step_sizes)
 
     def _finished(self) -> tuple[Model, dict[str, float]]:
         """The model that rank 0 makes of what all ranks have."""
@@ -368,22 +381,21 @@ class Trainer:
         judged = None if self.held_out is None else self.held_out.rows
         return finish(self.spec, energy, rows, judged, guesses, pool, seed=seed, noise=noise)
 
-    def _snapshot(self, energy: JointEnergy) -> Model:
-        """A model of this moment; training goes on as if it had not been taken.
+    def _snapshot(self, energy: JointEnergy, outcome: Outcome) -> Result:
+        """The result of this moment; training goes on as if it had not been taken.
 
         It is asked for on rank 0 alone, and made from what that rank has.
         """
         noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        trained = self._trained()
-        return self._finish(copy.deepcopy(energy), self._evaluation_seed, noise, trained)[0]
-
-    @property
-    def step_sizes(self) -> dict[str, float]:
-        """Of both flows, on rank 0."""
-        flows = {"conditional": self.conditional, "joint": self.pool}
-        return self.group.from_first(
-            lambda: {name: float(flow.step_size.value) for name, flow in flows.items()}
+        model, diagnostics = self._finish(
+            copy.deepcopy(energy), self._evaluation_seed, noise, self._trained()
         )
+        so_far = replace(copy.deepcopy(outcome), converged=False)
+        return _result(model, so_far, diagnostics, self._step_sizes())
+
+    def _step_sizes(self) -> dict[str, float]:
+        flows = {"conditional": self.conditional, "joint": self.pool}
+        return {name: float(flow.step_size.value) for name, flow in flows.items()}
 
     def _held_out_state(self) -> dict[str, Any]:
         return {} if self.held_out is None else {"held_out": self.held_out.state_dict()}
@@ -397,6 +409,13 @@ class Trainer:
         return self.group.from_first(
             lambda: held_out.evaluate(energy, covariance, members, pool.proposal)
         )
+
+
+def _result(
+    model: Model, outcome: Outcome, diagnostics: dict[str, float], step_sizes: dict[str, float]
+) -> Result:
+    gaps = gap_statistics(np.array(outcome.gaps))
+    return Result(model, outcome, diagnostics | gaps, step_sizes)
 
 
 _CPU = torch.device("cpu")

@@ -62,11 +62,14 @@ class Scorer(Recorder):
 
     def __init__(self):
         super().__init__()
-        self.scores = []
+        self.scores, self.lengths = [], []
 
     def on_fit_task_end(self, estimator, context, *, X=None, fitted_estimator=None):
         if context.parent is not None:
             self.scores.append(fitted_estimator.score(X[:20]))
+            self.lengths.append(len(fitted_estimator.history_))
+            assert "energy_gap" in fitted_estimator.score_report(X[:20]).diagnostics
+            fitted_estimator.sample()
 
 
 @with_protocol
@@ -86,7 +89,8 @@ def test_callbacks_do_not_change_the_fit(X):
     plain = quick().fit(X)
     watched = quick().set_callbacks(scorer := Scorer(), Recorder()).fit(X)
     np.testing.assert_array_equal(plain.score_samples(X), watched.score_samples(X))
-    assert len(scorer.scores) == len(watched.history_)
+    np.testing.assert_array_equal(plain.sample(3), watched.sample(3))
+    assert scorer.lengths == list(range(1, len(watched.history_) + 1))
     assert np.isfinite(scorer.scores).all()
 
 

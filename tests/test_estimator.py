@@ -1,5 +1,6 @@
 """The estimator's contract: scikit-learn's checks, answers, units, dtypes, parameters."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris, load_wine
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -16,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklvebm import CustomEnergy, FreeEnergy, LinearEnergy, LVEBMEstimator, TiltedEnergy
 from sklvebm._parameters import default_max_iter, default_weight_decay
+from sklvebm.particles import JointPool
 
 ENERGIES = ["tilted", "free", "linear"]
 
@@ -195,11 +198,28 @@ class TestParameters:
             ("n_iter_no_change", 0),
             ("validation_fraction", 1.0),
             ("device", "nonsense"),
+            *((name, np.nan) for name in ("learning_rate", "tol", "step_size", "weight_decay")),
+            ("validation_fraction", np.nan),
+            ("verbose", -1),
         ],
     )
     def test_invalid_values_are_refused(self, X, parameter, value):
         with pytest.raises(ValueError, match=r"must|device"):
             quick(**{parameter: value}).fit(X)
+
+    @pytest.mark.parametrize(
+        ("parameter", "value"), [("early_stopping", "no"), ("warm_start", 1), ("verbose", "1")]
+    )
+    def test_wrong_types_are_refused(self, X, parameter, value):
+        with pytest.raises(TypeError, match=parameter):
+            quick(**{parameter: value}).fit(X)
+
+    def test_numbers_of_numpy_are_numbers(self, X):
+        quick(energy=TiltedEnergy(tilt_bound=np.int64(5)), early_stopping=np.True_).fit(X)
+
+    def test_negative_weights_of_a_score_are_refused(self, X):
+        with pytest.raises(ValueError, match=r"[Nn]egative"):
+            quick(energy="linear").fit(X).score(X, sample_weight=-np.ones(len(X)))
 
     @pytest.mark.slow
     def test_auto_weight_decay_follows_the_rows_seen(self, X):
@@ -288,9 +308,15 @@ class TestCustomEnergy:
         exact = 0.5 * (4 + 2) * np.log(2 * np.pi)
         assert abs(model.log_partition_ - exact) < 0.1 + 6 * model.log_partition_std_
 
-    def test_its_weights_come_from_random_state(self, X):
+    def test_its_weights_come_from_random_state(self, X, monkeypatch):
+        def seeded(seed):
+            pytest.fail("the generators of all CUDA devices were seeded")
+
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+        state = torch.get_rng_state()
         a, b = (quick(energy=Quadratic, n_components=2).fit(X).score(X) for _ in range(2))
         assert a == b
+        assert torch.equal(torch.get_rng_state(), state)
 
     def test_an_instance_is_refused(self, X):
         with pytest.raises(TypeError, match="class or a factory"):
@@ -347,6 +373,96 @@ class TestContinuing:
         model = quick().fit(X)
         first = model.score(X)
         assert model.fit(X).score(X) == first
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize(
+        "changed", [{"energy": "linear"}, {"n_components": 1}, {"pool_size": 128}]
+    )
+    def test_another_form_is_an_error(self, X, changed):
+        """What goes on cannot change its form, and nothing is taken and ignored."""
+        model = quick(n_components=2, warm_start=True).fit(X)
+        expected = model.score(X)
+        model.set_params(**changed)
+        for method in (model.fit, model.partial_fit):
+            with pytest.raises(ValueError, match=f"{next(iter(changed))} was"):
+                method(X)
+        assert model.score(X) == expected
+
+    def test_the_same_form_in_other_words(self, X):
+        model = quick(n_components=2, energy="linear").fit(X)
+        model.set_params(n_components=None, energy=LinearEnergy()).partial_fit(X)
+
+    def test_an_interrupted_fit_leaves_the_random_stream_alone(self, X, monkeypatch):
+        model, twin = (quick(n_components=2).fit(X) for _ in range(2))
+
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("sklvebm.training.Trainer.run", stop)
+            with pytest.raises(KeyboardInterrupt):
+                model.partial_fit(X)
+        np.testing.assert_array_equal(model.sample(3), twin.sample(3))
+
+    def test_an_empty_batch_size_is_refused(self, X):
+        with pytest.raises(ValueError, match="batch_size"):
+            quick(batch_size=0).partial_fit(X)
+
+
+class TestSharedSpecification:
+    def test_parameters_set_after_a_fit_are_for_the_next(self, X):
+        model = quick(energy=LinearEnergy()).fit(X)
+        expected = model.score(X)
+        model.set_params(energy__min_scale=5.0)
+        assert pickle.loads(pickle.dumps(model)).score(X) == model.score(X) == expected
+
+    def test_two_estimators_may_share_one(self, X):
+        energy = TiltedEnergy(hidden_layer_sizes=(4,))
+        model = quick(energy=energy).fit(X)
+        quick(energy=energy).set_params(energy__hidden_layer_sizes=(8,))
+        assert pickle.loads(pickle.dumps(model)).score(X) == model.score(X)
+
+
+class TestWarnings:
+    @pytest.fixture(autouse=True)
+    def _a_complaint(self, monkeypatch):
+        monkeypatch.setattr("sklvebm.estimator.complaints", lambda *_, **__: ["a complaint"])
+
+    def test_they_point_at_the_caller(self, X):
+        for call in (quick().fit, quick().partial_fit, make_pipeline(quick()).fit):
+            with pytest.warns(ConvergenceWarning, match="a complaint") as found:
+                call(X)
+            own = call.__self__.__class__ is LVEBMEstimator
+            assert (found[-1].filename == __file__) == own
+
+    def test_as_errors_they_keep_the_fit(self, X, tmp_path):
+        path = tmp_path / "fit.checkpoint"
+        for model, call in ((quick(checkpoint=path), "fit"), (quick(), "partial_fit")):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ConvergenceWarning)
+                with pytest.raises(ConvergenceWarning):
+                    getattr(model, call)(X)
+            assert np.isfinite(model.score(X))
+            assert not path.exists()
+
+
+class TestDraws:
+    @pytest.mark.parametrize("n_samples", [1, 3, 1025])
+    def test_moves_are_those_of_the_model(self, X, n_samples, monkeypatch):
+        """How far a draw moves does not follow from where it went: that would bend its law."""
+        model, seen = quick().fit(X), []
+        settle = JointPool.settle
+
+        def watched(pool, log_tilt, n_moves):
+            seen.append((float(pool.step_size.value), pool.step_size.adapts, n_moves))
+            return settle(pool, log_tilt, n_moves)
+
+        monkeypatch.setattr(JointPool, "settle", watched)
+        assert model.sample(n_samples).shape == (n_samples, 4)
+        moves = model._model.moves
+        assert seen == [(pytest.approx(moves.step_size), False, moves.number)] * len(seen)
+        assert 5 <= moves.number <= 25
 
 
 class TestSearches:

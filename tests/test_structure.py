@@ -22,6 +22,7 @@ LAYERS = [
         "_callbacks",
         "_format",
         "_links",
+        "_warnings",
         "diagnostics",
         "report",
         "datasets",

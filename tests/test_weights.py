@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data
 
 from sklvebm import LVEBMEstimator
+from sklvebm.heldout import which_held_out
 from sklvebm.rows import Rows, distinct_rows
 
 
@@ -40,6 +41,18 @@ class TestRepeats:
 
     def test_scikit_learns_equivalence(self, energy):
         check_sample_weight_equivalence_on_dense_data("LVEBMEstimator", quick(energy=energy))
+
+
+def test_a_row_that_is_most_of_the_table_is_trained_on():
+    """Held out are the first rows that together are no more than their share of the weight."""
+    weight = np.ones(200)
+    assert which_held_out(weight, 0.1) == list(range(20))
+    weight[[0, 5]] = 1000.0
+    held_out = which_held_out(weight, 0.1)
+    assert held_out == [row for row in range(22) if row not in (0, 5)]
+    assert which_held_out(np.array([1.0, 2.0]), 0.1) == []
+    rising = np.arange(1.0, 201.0)
+    assert rising[which_held_out(rising, 0.2)].sum() <= 0.2 * rising.sum()
 
 
 def test_missing_entries_can_be_repeated_too(X, rng):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ class EnergySpec(DocumentedMixin, BaseEstimator):
 
     min_scale: float
 
-    @abstractmethod
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
@@ -50,6 +48,7 @@ class EnergySpec(DocumentedMixin, BaseEstimator):
         ValueError
             If a hyper-parameter is out of range.
         """
+        raise NotImplementedError
 
     def _checked_min_scale(self) -> float:
         value = self.min_scale

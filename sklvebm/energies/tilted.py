@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from ._spec import EnergySpec, checked_frequencies, checked_sizes
@@ -74,11 +75,11 @@ class TiltedEnergy(EnergySpec):
 
     def _checked_bound(self) -> float | None:
         bound = self.tilt_bound
-        if bound is not None and not (
-            isinstance(bound, int | float) and math.isfinite(bound) and bound > 0
-        ):
+        if bound is None:
+            return None
+        if not (isinstance(bound, Real) and 0 < float(bound) < math.inf):
             raise ValueError(f"tilt_bound must be a positive number or None, got {bound!r}.")
-        return None if bound is None else float(bound)
+        return float(bound)
 
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
