@@ -43,10 +43,11 @@ def joint_mixing(trace: NDArray, n_apart: int) -> dict[str, float]:
     Returns
     -------
     diagnostics : dict
-        ``rhat_joint`` and ``ess_joint`` (over the chains of both superchains).
+        ``rhat_joint``, and ``ess_joint``: the independent draws that the pool is worth at any
+        moment, which are no more than its members.
     """
     if len(trace) < 4 or np.ptp(trace) == 0:
-        return {"rhat_joint": 1.0, "ess_joint": float(trace.size)}
+        return {"rhat_joint": 1.0, "ess_joint": float(len(trace))}
     from arviz_stats.base import array_stats
 
     size = max(2, min(n_apart, len(trace) - n_apart, _MAX_SUPERCHAIN))
@@ -55,7 +56,8 @@ def joint_mixing(trace: NDArray, n_apart: int) -> dict[str, float]:
     rhat = array_stats.rhat_nested(chosen, superchain_ids=superchains, chain_axis=0, draw_axis=1)
     ess = array_stats.ess(chosen, chain_axis=0, draw_axis=1)
     # The other members move by the same kernel: each adds as much.
-    return {"rhat_joint": float(rhat), "ess_joint": float(ess) * len(trace) / (2 * size)}
+    ess = min(float(ess) * len(trace) / (2 * size), float(len(trace)))
+    return {"rhat_joint": float(rhat), "ess_joint": ess}
 
 
 def conditional_mixing(draws: NDArray) -> dict[str, float]:

@@ -55,14 +55,34 @@ class Bennett(NamedTuple):
     overlap: float
 
 
+class Influence(NamedTuple):
+    """What each draw adds to the error of an estimate, to first order: ``(n₀,)`` and ``(n₁,)``.
+
+    Estimates from the same draws have errors that go together. That of their difference is the root
+    of the summed squares of the differences, draw by draw.
+    """
+
+    forward: NDArray
+    reverse: NDArray
+
+    def std_of_difference(self, other: Influence) -> float:
+        """Standard error of this estimate less ``other``."""
+        squares = (
+            ((a - b) ** 2).sum()
+            for a, b in ((self.forward, other.forward), (self.reverse, other.reverse))
+        )
+        return math.sqrt(sum(squares))
+
+
 class LogPartition(NamedTuple):
     """log Z in nats: the joint estimate, its standard error, and what else bears on it.
 
-    ``forward``, from the reference, is low in expectation; ``reverse``, from the pool, is high;
-    each has its own standard error. ``overlap`` is Bennett's, ``n_temperatures`` the number of
-    intermediate temperatures that it took. ``apart`` is the highest estimate from a part of the
-    pool alone (members that started elsewhere), with its error. ``excess`` is what
-    :func:`excess_tilt` found.
+    ``forward``, from fresh draws alone, is low in expectation; ``reverse``, from the pool alone, is
+    high if the pool is in equilibrium; each has its own standard error. ``overlap`` is Bennett's,
+    ``n_temperatures`` the number of intermediate temperatures that it took. ``apart`` is the
+    highest estimate from fresh draws and a part of the pool (members that started elsewhere).
+    ``forward_gap_std`` and ``apart_gap_std`` are the standard errors of these two less ``value``,
+    with which they share draws. ``excess`` is what :func:`excess_tilt` found.
     """
 
     value: float
@@ -74,7 +94,8 @@ class LogPartition(NamedTuple):
     overlap: float = 1.0
     n_temperatures: int = 0
     apart: float = -math.inf
-    apart_std: float = 0.0
+    forward_gap_std: float = 0.0
+    apart_gap_std: float = 0.0
     excess: float = 0.0
 
     @property
@@ -96,11 +117,11 @@ class LogPartition(NamedTuple):
         exceeds its error.
         """
         raises = {}
-        for name, value, std in (
-            ("fresh draws alone", self.forward, self.forward_std),
-            ("chains that started apart", self.apart, self.apart_std),
+        for name, value, gap_std in (
+            ("fresh draws alone", self.forward, self.forward_gap_std),
+            ("chains that started apart", self.apart, self.apart_gap_std),
         ):
-            if value > self.value + max(_N_ERRORS * math.hypot(self.std, std), _NEGLIGIBLE):
+            if value > self.value + max(_N_ERRORS * gap_std, _NEGLIGIBLE):
                 raises[name] = value - self.value
         if self.std > _LARGE_STD:
             raises["two of its own standard errors"] = 2 * self.std
@@ -150,25 +171,45 @@ def bennett(forward: NDArray, reverse: NDArray) -> Bennett:
 def joined(forward: NDArray, reverse: NDArray, *, groups: Sequence[slice] = ()) -> LogPartition:
     """The estimates from log-weights of both directions; ``groups`` are parts of ``reverse``."""
     value, std, overlap = bennett(forward, reverse)
-    parts = [bennett(forward, reverse[group]) for group in groups]
-    highest = max(parts, default=Bennett(-math.inf, 0.0, 0.0))
+    own = _influence(forward, reverse, value, slice(None))
+    parts = [(bennett(forward, reverse[group]).value, group) for group in groups]
+    apart, group = max(parts, key=lambda part: part[0], default=(-math.inf, slice(None)))
+    of_forward = _of_mean(forward)
     return LogPartition(
         value,
         std,
         float(logsumexp(forward) - math.log(len(forward))),
         float(math.log(len(reverse)) - logsumexp(-reverse)),
-        forward_std=_weights_std(forward),
-        reverse_std=_weights_std(-reverse),
+        forward_std=float(np.linalg.norm(of_forward)),
+        reverse_std=float(np.linalg.norm(_of_mean(-reverse))),
         overlap=overlap,
-        apart=highest.value,
-        apart_std=highest.std,
+        apart=apart,
+        forward_gap_std=own.std_of_difference(Influence(of_forward, np.zeros(len(reverse)))),
+        apart_gap_std=own.std_of_difference(_influence(forward, reverse, apart, group))
+        if groups
+        else 0.0,
     )
 
 
-def _weights_std(log_weights: NDArray) -> float:
-    """Standard error of log mean exp, by the delta method."""
+def _of_mean(log_weights: NDArray) -> NDArray:
+    """What each draw adds to the error of log mean exp, by the delta method."""
     weights = np.exp(log_weights - log_weights.max())
-    return float(weights.std() / weights.mean() / math.sqrt(len(weights)))
+    return (weights / weights.mean() - 1) / len(weights)
+
+
+def _influence(forward: NDArray, reverse: NDArray, value: float, group: slice) -> Influence:
+    """That on Bennett's estimate ``value`` from ``forward`` and ``reverse[group]``.
+
+    The estimate is the root of Σ p = n₁ over both, p = σ(W − log Z + log(n₁/n₀)), whose slope is
+    Σ p(1 − p): a draw moves it by p less the mean of its sample, over that slope.
+    """
+    part = reverse[group]
+    offset = math.log(len(part) / len(forward)) - value
+    p, q = expit(forward + offset), expit(part + offset)
+    slope = max(float((p * (1 - p)).sum() + (q * (1 - q)).sum()), 1e-300)
+    of_reverse = np.zeros(len(reverse))
+    of_reverse[group] = (q - q.mean()) / slope
+    return Influence((p - p.mean()) / slope, of_reverse)
 
 
 def direct_log_partition(
@@ -192,10 +233,11 @@ def log_partition(
     """log Z from fresh draws and ``members (m, k + d)`` of a pool in equilibrium.
 
     The draws come from a mixture of the reference and of Gaussians fitted to half of the pool,
-    widened to cover all of it, and go on until the error is small. Where the overlap stays poor,
+    widened to cover all of it, as many as make the error small. Where the overlap stays poor,
     the reference and the pool are joined along an annealed path whose temperatures a pilot run
     sets, refined until the forward and the reverse estimate are sharp or the budget is spent; their
-    errors then say what they are worth.
+    errors then say what they are worth. How many draws it takes, and which path, is found by draws
+    that do not count: draws that miss what weighs most give a low estimate and a small error.
 
     Parameters
     ----------
@@ -216,22 +258,26 @@ def log_partition(
     # In turn: many rows that sit alone do not end the search among the members.
     for points in (members,) if data is None else (members, data):
         proposal = covering(proposal, log_tilt, points, n_draws=most, noise=noise)
-    forward = proposal.log_weights(proposal.draw(_FEW_DRAWS, noise), log_tilt)
     reverse = proposal.log_weights(judged, log_tilt)
     groups = _parts(len(judged), n_apart // 2)
-    estimate = joined(forward, reverse, groups=groups)
-    while estimate.std > _GOOD_STD and len(forward) < most:
-        more = proposal.log_weights(proposal.draw(len(forward), noise), log_tilt)
-        forward = np.concatenate([forward, more])
-        estimate = joined(forward, reverse, groups=groups)
-    if estimate.is_sharp:
+
+    def forward(n: int) -> NDArray:
+        return proposal.log_weights(proposal.draw(n, noise), log_tilt)
+
+    draws = forward(_FEW_DRAWS)
+    pilot = joined(draws, reverse)
+    while pilot.std > _GOOD_STD and len(draws) < most:
+        draws = np.concatenate([draws, forward(len(draws))])
+        pilot = joined(draws, reverse)
+    estimate = joined(forward(len(draws)), reverse, groups=groups)
+    if pilot.is_sharp:
         return estimate
     path = adapted_path(log_tilt, members.shape[1], cess=_PATH_CESS, like=members, noise=noise)
-    for _ in range(1 + _MAX_REFINEMENTS):
-        walked = _annealed(log_tilt, members, path, _parts(len(members), n_apart), noise)
-        if walked.is_sharp:
+    for _ in range(_MAX_REFINEMENTS):
+        if _annealed(log_tilt, members, path, (), noise).is_sharp:
             break
         path = path.refined()
+    walked = _annealed(log_tilt, members, path, _parts(len(members), n_apart), noise)
     # Walks start from the reference: what only the pool knows they may miss, and the draws not.
     error = _N_ERRORS * math.hypot(walked.std, estimate.forward_std)
     return estimate if estimate.forward > walked.value + error else walked
@@ -288,9 +334,9 @@ def excess_tilt(energy: JointEnergy, x: Tensor, posterior: Posterior, pool: Tens
 
     The gain of the model over its reference is E_data[−f] − log Z on the data and E_p[−f] − log Z
     on its own samples, so log Z drops out of the difference. Data that lie far deeper in the tilt
-    than the model's own samples are the mark of wells that the pool has not found: log Z is then
-    too low by about this much. Two standard deviations of f over the pool and two nats are let
-    pass.
+    than the model's own samples are the mark of wells that the pool has not found. A rule of
+    thumb, and no bound on the error of log Z: two standard deviations of f over the pool and two
+    nats are let pass, and what exceeds these is what is believed to be missing.
     """
     if energy.tilt is None:
         return 0.0
