@@ -12,8 +12,8 @@ from .energies._joint import JointEnergy
 from .evidence import importance
 from .langevin import Noise, regularised
 from .laplace import laplace, starts
+from .particles import JointPool
 from .partition import direct_log_partition, excess_tilt
-from .proposals import Proposal
 from .rows import Rows
 from .saddle import Evaluation
 from .state import Stateful
@@ -25,6 +25,8 @@ _MIN_ROWS, _MAX_SHARE, _MAX_ROWS = 20, 1 / 4, 256
 # What a row gets at an evaluation: starts, the best of so many candidates but for the peak found
 # last time; quasi-Newton steps from each; draws. And the reference draws of log Z.
 _N_STARTS, _N_CANDIDATES, _N_CLIMB, _N_DRAWS = 3, 64, 10, 128
+# Moves of the pool to the energy that is evaluated.
+_N_MOVES = 3
 _N_REFERENCE_DRAWS = 8192
 
 
@@ -83,12 +85,12 @@ class HeldOut(Stateful):
         energy: JointEnergy,
         covariance: Tensor,
         members: Tensor | None,
-        proposal: Proposal,
+        pool: JointPool,
     ) -> Evaluation:
         """Mean log p of the rows.
 
         ``covariance (m, m)`` is that of a row's posterior, pooled; ``members`` are those of the
-        joint pool, and ``proposal`` what may propose to it. Without members f ≡ 0, and Z = 1.
+        joint pool of all processes, ``pool`` this one's. Without members f ≡ 0, and Z = 1.
         """
         x, spread, density = self.rows.x, regularised(covariance), energy.posterior(self.rows.x)
         like = x.new_empty(1, 1).expand(_N_CANDIDATES, self.modes.shape[1])
@@ -102,10 +104,24 @@ class HeldOut(Stateful):
         )
         log_z = 0.0
         if members is not None:
+            members = _settled(members, energy, pool, fixed)
             found_z = direct_log_partition(
-                energy, members, proposal=proposal, n_draws=_N_REFERENCE_DRAWS, noise=fixed
+                energy, members, proposal=pool.proposal, n_draws=_N_REFERENCE_DRAWS, noise=fixed
             )
             excess = excess_tilt(energy, x, posterior, members)
             log_z = found_z._replace(excess=excess).conservative
         log_likelihood = self.rows.mean(posterior.log_evidence) - log_z
         return Evaluation(float(log_likelihood), float(log_z))
+
+
+def _settled(members: Tensor, energy: JointEnergy, pool: JointPool, noise: Noise) -> Tensor:
+    """The members a few moves on, under the energy that is evaluated.
+
+    It is an average of the energies that they have followed in training, and log Z wants members of
+    its own law.
+    """
+    step_size = float(pool.step_size.value)
+    moving = JointPool(members, dynamics="mala", n_steps=1, step_size=step_size, noise=noise)
+    moving.proposal = pool.proposal
+    moving.settle(energy.log_tilt, _N_MOVES)
+    return moving.position

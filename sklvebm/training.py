@@ -406,9 +406,7 @@ class Trainer:
         assert held_out is not None
         covariance = self.conditional.covariance
         members = self.group.gather(pool.position) if uses_pool else None
-        return self.group.from_first(
-            lambda: held_out.evaluate(energy, covariance, members, pool.proposal)
-        )
+        return self.group.from_first(lambda: held_out.evaluate(energy, covariance, members, pool))
 
 
 def _result(
