@@ -27,18 +27,21 @@ def by_density(cells):
 def table(cells):
     lines = [
         "| density | energy | score − true log-density, nats | largest, in standard errors | "
-        "∫ exp(score), lowest to highest | log Z raised |",
-        "|---|---|---|---|---|---|",
+        "∫ exp(score), lowest to highest | log ∫ exp(score) by Bennett | overlap | log Z raised |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (density, energy), group in by_density(cells).items():
         excess = np.mean([c["excess"] for c in group])
         largest = max(c["excess"] / c["error"] for c in group)
         integrals = [c["integral"] for c in group if c["integral"] is not None]
         shown = f"{min(integrals):.3f} to {max(integrals):.3f}" if integrals else ""
+        mass = np.mean([c["log_mass"] for c in group])
+        error = np.linalg.norm([c["log_mass_error"] for c in group]) / len(group)
+        overlap = np.mean([c["overlap"] for c in group])
         raised = sum(bool(c["raised_by"]) for c in group)
         lines.append(
             f"| {density} | {energy} | {excess:.3f} | {largest:+.1f} | {shown} | "
-            f"{raised} of {len(group)} |"
+            f"{mass:+.3f} ± {error:.3f} | {overlap:.2f} | {raised} of {len(group)} |"
         )
     return "\n".join(lines)
 
@@ -47,6 +50,7 @@ def summary(content):
     cells = content["cells"]
     integrals = np.array([c["integral"] for c in cells if c["integral"] is not None])
     largest = max(c["excess"] / c["error"] for c in cells)
+    masses = [c["log_mass"] / c["log_mass_error"] for c in cells]
     where = content["machine"]
     return (
         f"{len(cells)} fits ({len({c['seed'] for c in cells})} seeds, {N_TRAIN:,} rows each, "
@@ -54,6 +58,9 @@ def summary(content):
         f"log-density by more than {largest:.1f} standard errors. "
         f"{int((np.abs(integrals - 1) <= 0.02).sum())} of {len(integrals)} integrals lie within "
         f".02 of one; the farthest is {integrals[np.abs(integrals - 1).argmax()]:.3f}. "
+        f"log ∫ exp(score) by Bennett lies between {min(masses):.1f} and {max(masses):+.1f} of its "
+        f"standard errors from zero, in all dimensions; in {np.mean(np.abs(masses) < 2):.0%} of the "
+        "fits within two. "
         f"Python {where['python']}, torch {where['torch']}, scikit-learn {where['scikit-learn']}."
     )
 

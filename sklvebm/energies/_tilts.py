@@ -27,8 +27,8 @@ class NetworkTilt(nn.Module):
         Number of rows of Ω; 0 leaves the features out.
     bound : float or None
         c of f = c tanh(network / c). Where \|f\| ≤ c, Z lies between e⁻ᶜ and eᶜ whatever the tails
-        of the reference, and a well that N reference draws all miss adds at most about eᶜ/N to
-        Z: no well can be both deep and hidden. None leaves f unbounded.
+        of the reference, and a region that N reference draws all miss, which has at most about 3/N
+        of the reference's mass, adds at most 3eᶜ/N to Z. None leaves f unbounded.
     """
 
     frequencies: Tensor

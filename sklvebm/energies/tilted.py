@@ -44,9 +44,10 @@ class TiltedEnergy(EnergySpec):
         to four features and none above: they make sharp edges learnable in few dimensions, and
         training rows memorable in many.
     tilt_bound : float or None, default=10.0
-        c of \|f\| ≤ c, in nats. A well of f that N reference draws all miss adds at most about
-        eᶜ/N to Z, and e¹⁰ = 22,026 is near the number of draws that log Z is taken from: what all
-        of them miss cannot matter much. None leaves f unbounded, and the score to be trusted less.
+        c of \|f\| ≤ c, in nats. A region that N reference draws all miss adds at most about 3eᶜ/N
+        to Z (95 % confidence); e¹⁰ = 22,026 is near the number of draws that log Z is taken from,
+        which bounds an error by about a nat. None leaves f unbounded, and the score to be trusted
+        less.
     min_scale : float, default=1e-3
         Lower bound of s, in standard deviations of a feature.
 
