@@ -9,7 +9,10 @@ PIP := python -m pip install -q --disable-pip-version-check
 QUICK := $(addprefix tests/test_,packaging.py structure.py interfaces.py callbacks.py docs.py \
 	displays.py outliers.py robustness.py estimator.py)
 
-.PHONY: install demo test docs lint bench bench-quick dist wheel-test test-min clean
+.PHONY: help install demo test docs lint bench bench-quick dist wheel-test test-min clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -27,6 +27,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklvebm import LVEBMEstimator
 
 console = Console()
+_TILES = (5, 5)
 GRID = {"n_components": [5, 10], "energy__hidden_layer_sizes": [(64,), (128, 128)]}
 
 
@@ -95,30 +96,30 @@ def picture(pipe, X_test, y_test, path):
     """Data, samples, and the latents of the held-out rows, in pixels."""
     scaler, model = pipe[0], pipe[1]
     rng = np.random.default_rng(0)
-    shown = X_test[rng.choice(len(X_test), 36, replace=False)]
+    shown = X_test[rng.choice(len(X_test), np.prod(_TILES), replace=False)]
     # The model lives behind the scaler: its samples come back through it.
-    samples = scaler.inverse_transform(model.sample(36, random_state=0))
+    samples = scaler.inverse_transform(model.sample(np.prod(_TILES), random_state=0))
     figure = plt.figure(figsize=(13, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.25])
     for axis, rows, title in (
         (left, shown, "held-out digits"),
         (middle, samples, "samples from the model"),
     ):
-        tiles = rows.reshape(6, 6, 8, 8).transpose(0, 2, 1, 3).reshape(48, 48)
-        axis.imshow(tiles, cmap="gray_r", vmin=0, vmax=17)
-        axis.set_xticks(np.arange(-0.5, 48, 8), labels=[])
-        axis.set_yticks(np.arange(-0.5, 48, 8), labels=[])
-        axis.grid(color="lightgrey", linewidth=1)
-        axis.tick_params(length=0)
+        # A white border about each image, or neighbours run into one another.
+        framed = np.pad(rows.reshape(*_TILES, 8, 8), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        axis.imshow(np.block([list(line) for line in framed]), cmap="gray_r", vmin=0, vmax=17)
+        axis.set(xticks=[], yticks=[])
         axis.set_title(title)
     flat = TSNE(random_state=0, init="pca").fit_transform(pipe[:-1].transform(X_test))
     for digit in range(10):
         mine = flat[y_test == digit]
         colour = plt.get_cmap("tab10")(digit)
         right.scatter(*mine.T, s=10, color=colour)
+        # Where most of a digit's rows are near, which the middle of several groups is not.
+        squares = np.square(mine[:, None] - mine).sum(-1)
         right.annotate(
             str(digit),
-            np.median(mine, 0),
+            mine[np.exp(-squares / np.median(squares)).sum(0).argmax()],
             fontsize=14,
             weight="bold",
             color=colour,

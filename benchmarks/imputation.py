@@ -63,7 +63,8 @@ def table_of(results, note):
     """Markdown: means over the seeds ± their standard errors."""
     names = ("sklvebm", *PEERS)
     lines = [
-        "| table | " + " | ".join(names) + " | cover of 90 % intervals | seconds (fit, all) |",
+        "| table | " + " | ".join(names) + " | cover of 90 % intervals | "
+        "seconds: fit; fit and 100 draws |",
         "|---" * (len(names) + 3) + "|",
     ]
     for table, seeds in results.items():

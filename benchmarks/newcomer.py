@@ -52,7 +52,7 @@ def measure(folder):
     return steps, printed, megabytes(checkout / ".venv")
 
 
-def table(steps, weight, where):
+def table(steps, printed, weight, where):
     notes = {
         "git clone": "from a local disk",
         "make install": f"from packages that were at hand; {weight:.0f} MB when unpacked",
@@ -65,7 +65,12 @@ def table(steps, weight, where):
         "",
         f"Python {where['python']}, torch {where['torch']}, scikit-learn "
         f"{where['scikit-learn']}, torch threads: {where['threads']}, {where['processor']}; "
-        f"{where['load']:.1f} other processes at work on {where['cores']} cores.",
+        f"{where['load']:.1f} other processes at work on {where['cores']} cores. With the build of "
+        "torch for the processor alone; the one for CUDA weighs several times as much.",
+        "",
+        "What the script prints:",
+        "",
+        f"```\n{printed.strip()}\n```",
     ]
     return "\n".join(lines)
 
@@ -76,7 +81,7 @@ def main():
         steps, printed, weight = measure(Path(folder))
     print(printed)
     where = machine() | load
-    text = table(steps, weight, where)
+    text = table(steps, printed, weight, where)
     print(text)
     (ROOT / "benchmarks" / "results" / "newcomer.json").write_text(
         json.dumps(

@@ -20,6 +20,8 @@ DENSITIES = ("GaussianMixture", "VAE", "NSF", "MAF", "VI", "KernelDensity", "PPC
 LATENTS = ("PPCA", "FactorAnalysis", "BernoulliRBM", "VAE")
 SAMPLERS = ("GaussianMixture", "VAE", "NSF", "MAF", "flow matching")
 _SECONDS = ("fit_s", "score_s", "transform_s", "sample_s")
+# Test rows for each training row.
+_TEST_SHARE = 0.25
 # Nats beyond which differences are drawn at the edge of the picture.
 _EDGE = 50
 _COLOURS = {"GaussianMixture": "#0072B2", "VAE": "#D55E00", "NSF": "#009E73", "MAF": "#CC79A7"}
@@ -60,15 +62,28 @@ def shown(table, model, key, digits=2):
 def gain(table, peer):
     """Our log-likelihood less that of ``peer``, row by row: mean over splits, standard error.
 
-    The error is that of the mean over the test rows of all splits, which overlap a little.
+    The error is the larger of two. One is that of the mean over the test rows, for the fits as they
+    are. The other is that over splits, where training rows and seeds vary too, with the correction
+    of Nadeau and Bengio (2003, Machine Learning 52) for splits that share rows.
     """
-    rows = load_rows(table)
-    seeds = [k.split("/")[1] for k in rows if k.startswith(f"{OURS}/")]
-    apart = [rows[f"{OURS}/{s}"] - rows[f"{peer}/{s}"] for s in seeds if f"{peer}/{s}" in rows]
+    apart = differences(table, peer)
     if not apart:
         return np.nan, np.nan
-    variance = sum(d.astype(float).var() / len(d) for d in apart) / len(apart) ** 2
-    return float(np.mean([d.mean(dtype=float) for d in apart])), float(np.sqrt(variance))
+    n, means = len(apart), [d.mean() for d in apart]
+    of_rows = np.sqrt(sum(d.var() / len(d) for d in apart)) / n
+    of_splits = np.std(means, ddof=1) * np.sqrt(1 / n + _TEST_SHARE) if n > 1 else 0.0
+    return float(np.mean(means)), float(max(of_rows, of_splits))
+
+
+def differences(table, peer):
+    """Our log-likelihoods of the test rows less those of ``peer``: an array a split."""
+    rows = load_rows(table)
+    seeds = [k.split("/")[1] for k in rows if k.startswith(f"{OURS}/")]
+    return [
+        rows[f"{OURS}/{s}"].astype(float) - rows[f"{peer}/{s}"]
+        for s in seeds
+        if f"{peer}/{s}" in rows
+    ]
 
 
 def markdown(head, lines):
@@ -118,10 +133,12 @@ def against(tables, key, peers, best):
 def likelihood_verdicts(real):
     """Against the VAE, the mixture and the flows."""
     for peer in ("VAE", "GaussianMixture"):
-        found = [np.array(gain(t, peer)) for t in real]
+        found = {t: np.array(gain(t, peer)) for t in real}
         asked = f"likelihood above {peer}, real tables"
-        clear = count(found, lambda f: f[0] > 2 * f[1])
-        yield asked, "all", count(found, lambda f: f[0] > 0)
+        # The error of a single split is only half of the story.
+        known = [f for t, f in found.items() if len(differences(t, peer)) > 1]
+        yield asked, "all", count(found.values(), lambda f: f[0] > 0)
+        clear = count(known, lambda f: f[0] > 2 * f[1])
         yield f"{asked}, by over 2 SE", "three quarters", clear
     found = against(real, "log_likelihood", FLOWS, np.max)
     yield "likelihood above the flows, real tables", "half", count(found, lambda f: f > 0)

@@ -75,6 +75,10 @@ def measure(cell: dict[str, int]) -> dict[str, float]:
         return {"seconds": seconds, "mib": peak, "held_out_nats": model.score(X[rows:])}
 
 
+# What is drawn, and its ticks.
+_TICKS = {"seconds": (10, 30, 100), "mib": (100, 300, 1000, 3000)}
+
+
 def cells(largest: int) -> list[dict[str, int]]:
     """One axis at a time about ``BASE``, and ``IMAGES``."""
     found = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
@@ -113,11 +117,12 @@ def picture(results: list[dict], path: Path) -> None:
         chosen = [r for r in results if {n: r["cell"][n] for n in others} == others]
         chosen.sort(key=lambda row: row["cell"][axis])
         sizes = [row["cell"][axis] for row in chosen]
-        for ax, name in zip(column, ("seconds", "mib"), strict=True):
+        for ax, name, ticks in zip(column, _TICKS, _TICKS.values(), strict=True):
             ax.loglog(sizes, [row[name] for row in chosen], "o-", color="#0072B2")
             ax.set_xlabel(axis)
             ax.set_xticks(sizes, [EngFormatter(sep="")(size) for size in sizes])
             ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3)
     fig.savefig(path, dpi=120)

@@ -59,8 +59,8 @@ def summary(content):
         f"{int((np.abs(integrals - 1) <= 0.02).sum())} of {len(integrals)} integrals lie within "
         f".02 of one; the farthest is {integrals[np.abs(integrals - 1).argmax()]:.3f}. "
         f"log ∫ exp(score) by Bennett lies between {min(masses):.1f} and {max(masses):+.1f} of its "
-        f"standard errors from zero, in all dimensions; in {np.mean(np.abs(masses) < 2):.0%} of the "
-        "fits within two. "
+        f"standard errors from zero, in all dimensions, in {np.mean(np.abs(masses) < 2):.0%} of "
+        "the fits within two. "
         f"Python {where['python']}, torch {where['torch']}, scikit-learn {where['scikit-learn']}."
     )
 

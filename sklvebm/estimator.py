@@ -114,9 +114,9 @@ class LVEBMEstimator(
         unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
         EM). It does not change what a fitted model answers.
     dynamics : {"mala", "ula"}, default="mala"
-        "mala": Metropolis-adjusted Langevin steps for both flows, and independence sweeps from the
-        reference for the joint one. "ula": the unadjusted Langevin steps of [1]_ and nothing else,
-        whose stationary laws are biased by O(step size).
+        "mala": Metropolis-adjusted Langevin steps for both flows, and for the joint one sweeps that
+        propose from the reference and from Gaussians fitted to the data. "ula": the unadjusted
+        Langevin steps of [1]_ and nothing else, whose stationary laws are biased by O(step size).
     max_iter : int or "auto", default="auto"
         Largest number of parameter updates, over both stages (reference, then tilt). "auto" is
         three a row, within 1,500 and 3,000.
@@ -147,13 +147,14 @@ class LVEBMEstimator(
         likelihood has no noise of log Z, stops after a third as many. There are twenty evaluations
         in ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
-        Share of the rows held out for stopping: never fewer than 20 or, in small tables, a
-        quarter, and never more than 256.
+        Share of the distinct rows held out for stopping: never fewer than 20 or, in small tables,
+        a quarter, and never more than 256, nor more than their share of the weight.
     early_stopping : bool, default=True
         Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
         rows for ``max_iter`` updates.
     warm_start : bool, default=False
         Go on from the fitted model, training reference and tilt together, instead of starting anew.
+        ``energy``, ``n_components`` and ``pool_size`` must then be what they were.
     random_state : int, RandomState instance or None, default=None
         Seeds the initial weights, the validation split, the batches, both flows, log Z, and the
         noise of every later answer. None takes a fresh seed from the operating system; the global
@@ -188,12 +189,14 @@ class LVEBMEstimator(
     log_partition_std_ : float
         Its standard error.
     log_partition_bounds_ : tuple of float
-        Estimates that are low (forward, from the reference) and high (reverse, from the pool) in
-        expectation.
+        Estimates that are low (forward, from fresh draws alone) and high (reverse, from the pool
+        alone, if that is in equilibrium) in expectation.
     step_size_ : dict
         Final step sizes, "conditional" and "joint".
     diagnostics_ : dict
-        Final acceptances of both flows and of the independence sweeps, and the energy gap.
+        Final acceptances of both flows and of the sweeps; the energy gap, and its mean and lag-one
+        autocorrelation over the last half of the tilt stage; R-hat and effective sample sizes of
+        both flows. Of a closed form, nothing.
     device_ : str
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -321,7 +324,7 @@ class LVEBMEstimator(
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If ``X`` or a parameter is invalid, or ``checkpoint`` is damaged or of another fit.
         DivergenceError
             If training left the finite numbers and did not recover. As after an interrupt, the
@@ -349,8 +352,10 @@ class LVEBMEstimator(
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch; the first call starts the model.
 
-        The first batch sets the standardisation, the start at probabilistic PCA, and the reference
-        stage; later ones train reference and tilt together. Batches are not held out from.
+        The first batch sets the standardisation, starts at probabilistic PCA and trains in stages,
+        as :meth:`fit` does; later ones train reference and tilt together. Batches are not held out
+        from. A pass is as many updates as batches of ``batch_size`` make up the sum of the weights:
+        let these average to one.
 
         Parameters
         ----------
@@ -366,8 +371,11 @@ class LVEBMEstimator(
 
         Raises
         ------
-        ValueError
-            If ``X`` is invalid, or its features are not those of the first batch.
+        TypeError, ValueError
+            If ``X`` or a parameter is invalid, features are not those of the first batch, or
+            ``energy``, ``n_components`` or ``pool_size`` are no longer what they were.
+        DivergenceError, LostRankError
+            As in :meth:`fit`.
         """
         with self._all_or_nothing():
             first = not hasattr(self, "_model_state")

@@ -31,7 +31,8 @@ class ScoreReport:
     std_partition : float
         Of log Z; shared by all rows, so it does not fall with n at all.
     bounds : tuple of float
-        The mean under the high (reverse) and the low (forward) estimate of log Z.
+        The mean under the high (reverse) and the low (forward) estimate of log Z: one-sided in
+        expectation, the reverse one where the pool is in equilibrium. Both are noisy and may cross.
     raised_by : dict of str to float
         What made ``score`` use a log Z above the joint estimate, and by how many nats; empty where
         the estimates agree.
@@ -64,8 +65,9 @@ class ScoreReport:
             f"  bounds from log Z: {self.bounds[0]:.3f} to {self.bounds[1]:.3f}",
         ]
         lines += [f"  log Z raised: {why}, {by:.2f} nats" for why, by in self.raised_by.items()]
-        worst = ", ".join(f"row {i}: {self.log_prob[i]:.1f}" for i in self.worst_rows)
-        lines.append(f"  lowest: {worst}")
+        if len(self.worst_rows):
+            worst = ", ".join(f"row {i}: {self.log_prob[i]:.1f}" for i in self.worst_rows)
+            lines.append(f"  lowest: {worst}")
         return "\n".join(lines)
 
 
