@@ -109,16 +109,22 @@ def assert_calibrated(estimates, stds, exact, *, optimism: float = 1.25) -> None
     than .67 of them: how many are is binomial. Counts, unlike squares, ask nothing of the tail,
     which is heavy for the logarithm of a mean of weights: a proposal may miss a mode once in
     thousands. A reported error may be off by a factor ``optimism`` either way: it is itself an
-    estimate.
+    estimate. What errors are noticed depends on the number of replicates: ``test_statistical.py``
+    has a table.
     """
     z = np.abs(_as_array(estimates) - exact) / _as_array(stds)
     n = len(z)
     assert n >= MIN_CALIBRATED, f"{n} replicates could all be close by chance"
     n_far, n_close = int((z > 2 * optimism).sum()), int((z < _MEDIAN / optimism).sum())
-    most_far = stats.binom.isf(ALPHA / 2, n, 2 * stats.norm.sf(2))
-    most_close = stats.binom.isf(ALPHA / 2, n, 0.5)
+    most_far, most_close = calibration_limits(n)
     assert n_far <= most_far, f"errors too small: {n_far} of {n} beyond two, at most {most_far}"
     assert n_close <= most_close, f"errors too large: {n_close} of {n} close, at most {most_close}"
+
+
+def calibration_limits(n: int) -> tuple[int, int]:
+    """How many of n replicates may lie far off, and how many close, if their errors are right."""
+    far = stats.binom.isf(ALPHA / 2, n, 2 * stats.norm.sf(2))
+    return int(far), int(stats.binom.isf(ALPHA / 2, n, 0.5))
 
 
 def assert_uniform_ranks(ranks, n_bins: int) -> None:
