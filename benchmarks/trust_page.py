@@ -54,8 +54,8 @@ def summary(content):
     where = content["machine"]
     return (
         f"{len(cells)} fits ({len({c['seed'] for c in cells})} seeds, {N_TRAIN:,} rows each, "
-        f"max_iter={MAX_ITER}). No mean score on {N_TEST:,} fresh rows exceeds the mean true "
-        f"log-density by more than {largest:.1f} standard errors. "
+        f"max_iter={MAX_ITER}). Less the mean true log-density, the mean score on {N_TEST:,} fresh "
+        f"rows is at most {largest:+.1f} of its standard errors. "
         f"{int((np.abs(integrals - 1) <= 0.02).sum())} of {len(integrals)} integrals lie within "
         f".02 of one; the farthest is {integrals[np.abs(integrals - 1).argmax()]:.3f}. "
         f"log ∫ exp(score) by Bennett lies between {min(masses):.1f} and {max(masses):+.1f} of its "
