@@ -46,8 +46,8 @@ def mean(table, model, key):
 
 
 def number(value, digits=2, sign=""):
-    """With so many decimals, or, beyond a million, a power of ten."""
-    return f"{value:{sign}.1e}" if abs(value) >= 1e6 else f"{value:{sign}.{digits}f}"
+    """With so many decimals, or, beyond ten thousand, a power of ten."""
+    return f"{value:{sign}.1e}" if abs(value) >= 1e4 else f"{value:{sign}.{digits}f}"
 
 
 def shown(table, model, key, digits=2):

@@ -21,7 +21,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sklvebm import LVEBMEstimator
 
@@ -63,7 +62,6 @@ plt.show()
 # The latents feed a classifier. Fitting the whole as a pipeline would look like this:
 
 pipeline = make_pipeline(
-    StandardScaler(),
     LVEBMEstimator(n_components=10, max_iter=300, random_state=0),
     LogisticRegression(max_iter=1000),
 )
