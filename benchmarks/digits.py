@@ -108,8 +108,8 @@ def table(rows, where):
     """Markdown."""
     lines = [
         "| seed | LVEBM, nats | best mixture, nats | the same, floor tuned | "
-        "LVEBM accuracy | PCA accuracy | less PCA, points | all 64 pixels less PCA | LDA less PCA | "
-        "fit, s |",
+        "LVEBM accuracy | PCA accuracy | less PCA, points | all 64 pixels less PCA | "
+        "LDA less PCA | fit, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = ("log_likelihood", "mixture_default", "mixture_best_floor")
