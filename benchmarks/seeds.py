@@ -2,7 +2,8 @@
 
 Run ``python benchmarks/seeds.py --n-seeds 100`` (about four minutes a seed and core, one seed a
 core). It prints each seed's outcome, appends it to ``benchmarks/results/seeds.json``, so that runs
-add up, and writes the total into ``docs/trust.md``.
+add up, and writes the totals into ``docs/trust.md``. ``--anew`` sets aside what has been run so
+far, where code or tests have changed by more than words: it is counted apart.
 """
 
 from __future__ import annotations
@@ -42,22 +43,35 @@ def run(seed):
     return {"seed": seed, "passed": int(passed[1]), "failed": failed, "commit": commit}
 
 
+def keep(outcomes):
+    RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-seeds", type=int, default=100)
     parser.add_argument("--n-jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--anew", action="store_true", help="set aside what has been run")
     arguments = parser.parse_args()
     outcomes = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    done = {outcome["seed"] for outcome in outcomes}
+    if arguments.anew:
+        outcomes = [outcome | {"earlier": True} for outcome in outcomes]
+        keep(outcomes)
+    done = {outcome["seed"] for outcome in outcomes if not outcome.get("earlier")}
     due = [seed for seed in range(arguments.n_seeds) if seed not in done]
     with ThreadPoolExecutor(arguments.n_jobs) as pool:
         for future in as_completed([pool.submit(run, seed) for seed in due]):
             outcomes.append(future.result())
             print(json.dumps(outcomes[-1]), flush=True)
-            RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
-    failures = sum(len(outcome["failed"]) for outcome in outcomes)
-    tests = sum(outcome["passed"] for outcome in outcomes) + failures
-    text = f"{len(outcomes)} seeds so far, {tests:,} tests in all, {failures} failures."
+            keep(outcomes)
+    lines = ["| version | seeds | tests in all | failures |", "|---|---|---|---|"]
+    for version, earlier in (("this one", False), ("earlier ones", True)):
+        some = [outcome for outcome in outcomes if outcome.get("earlier", False) == earlier]
+        failed = [name for outcome in some for name in outcome["failed"]]
+        tests = sum(outcome["passed"] for outcome in some) + len(failed)
+        shown = ", ".join([str(len(failed)), *(f"`{name}`" for name in sorted(set(failed)))])
+        lines.append(f"| {version} | {len(some)} | {tests:,} | {shown} |")
+    text = "\n".join(lines)
     print(text)
     insert(ROOT / "docs" / "trust.md", "seeds", text)
 
