@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sklearn.exceptions import ConvergenceWarning
 
 # Frames of these are never the caller's: scikit-learn's callbacks wrap `fit`.
-_INSIDE = ("sklvebm", "sklearn.callback", "contextlib")
+_INSIDE = ("sklvebm", "sklearn.callback")
 
 
 def warn_of(messages: Iterable[str]) -> None:

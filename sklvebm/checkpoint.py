@@ -11,12 +11,12 @@ import contextlib
 import functools
 import hashlib
 import io
-import marshal
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -130,33 +130,72 @@ def digest(arrays: Iterable[NDArray]) -> str:
     return total.hexdigest()[:16]
 
 
-def described(value: Any) -> str:
-    """``value`` in words that are the same in every process: no addresses, no defaults left out."""
-    if hasattr(value, "get_params"):
-        return f"{type(value).__name__}({_named(value.get_params(deep=False))})"
-    if isinstance(value, functools.partial):
-        inner = [described(value.func), *map(described, value.args), _named(value.keywords)]
-        return f"partial({', '.join(inner)})"
-    name = getattr(value, "__qualname__", None)
-    if name is None and callable(value):
-        # Such an instance is what its class and its attributes are.
-        return f"{described(type(value))}({_named(vars(value))})"
-    if name is None:
+def described(value: Any, within: tuple[int, ...] = ()) -> str:
+    """``value`` in words that are the same in every process: no addresses, no defaults left out.
+
+    Equal numbers and sequences are described alike, whatever their types; functions without a name
+    of their own, by what they do. ``within`` are the ids of what the value is a part of.
+    """
+    if id(value) in within:
+        return "itself"
+    inside = (*within, id(value))
+
+    def named(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={described(values[name], inside)}" for name in sorted(values))
+
+    def listed(values: Iterable[Any]) -> str:
+        return ", ".join(described(part, inside) for part in values)
+
+    if value is None or isinstance(value, str | bytes | bool | np.bool_):
         return repr(value)
-    if "<" in name and hasattr(value, "__code__"):
-        # Functions without a name of their own are told apart by what they do.
-        captured = [described(cell.cell_contents) for cell in value.__closure__ or ()]
-        name += f" {_code_digest(value.__code__)} of ({', '.join(captured)})"
-    return f"{value.__module__}.{name}"
+    if isinstance(value, Real):
+        number = float(value)
+        return str(int(number)) if number.is_integer() else repr(number)
+    if isinstance(value, np.ndarray):
+        return f"array({digest([value])})"
+    if isinstance(value, list | tuple):
+        return f"({listed(value)})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(described(part, inside) for part in value))}}}"
+    if isinstance(value, Mapping):
+        return f"{{{listed(value.items())}}}"
+    if isinstance(value, functools.partial):
+        return f"partial({listed([value.func, *value.args])}, {named(value.keywords)})"
+    if isinstance(value, MethodType):
+        return f"{described(value.__self__, inside)}.{value.__name__}"
+    name = getattr(value, "__qualname__", None)
+    if name is not None:
+        name = f"{getattr(value, '__module__', None)}.{name}"
+        if "<" not in name or not isinstance(value, FunctionType):
+            return name
+        captured = [cell.cell_contents for cell in value.__closure__ or ()]
+        given = [*captured, value.__defaults__, value.__kwdefaults__]
+        return f"{name} {_code_digest(value.__code__)} of ({listed(given)})"
+    kind = type(value)
+    if hasattr(value, "get_params"):
+        return f"{kind.__name__}({named(value.get_params(deep=False))})"
+    if kind.__repr__ is object.__repr__:
+        # Such an instance is what its class and its attributes are.
+        return f"{described(kind)}({named(_attributes(value))})"
+    return repr(value)
 
 
-def _named(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={described(values[name])}" for name in sorted(values))
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return found | getattr(value, "__dict__", {})
 
 
 def _code_digest(code: CodeType) -> str:
-    # Version 2 writes no back-references, which depend on what else the process holds.
-    return hashlib.sha256(marshal.dumps(code, 2)).hexdigest()[:16]
+    """A name for what ``code`` does, wherever it was written."""
+
+    def content(code: CodeType) -> list[Any]:
+        constants = [
+            content(c) if isinstance(c, CodeType) else described(c) for c in code.co_consts
+        ]
+        return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, constants]
+
+    return hashlib.sha256(repr(content(code)).encode()).hexdigest()[:16]
 
 
 class Progress:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .energies._joint import JointEnergy
 from .evidence import CHUNK
-from .langevin import Noise, StepSize, gaussian_step, init
-from .particles import ACCEPTANCE
+from .langevin import ACCEPTANCE, Noise, StepSize, gaussian_step, init
 
 _N_DRAWS, _MIN_ESS = 512, 32.0
 _N_CHAINS, _N_BURN, _N_KEEP = 32, 60, 20

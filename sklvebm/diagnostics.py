@@ -43,11 +43,11 @@ def joint_mixing(trace: NDArray, n_apart: int) -> dict[str, float]:
     Returns
     -------
     diagnostics : dict
-        ``rhat_joint``, and ``ess_joint``: the independent draws that the pool is worth at any
-        moment, which are no more than its members.
+        ``rhat_joint``, and ``ess_joint``: what the whole trace is worth in independent draws. A
+        chain that stands still is worth one.
     """
     if len(trace) < 4 or np.ptp(trace) == 0:
-        return {"rhat_joint": 1.0, "ess_joint": float(len(trace))}
+        return {"rhat_joint": 1.0, "ess_joint": float(trace.size)}
     from arviz_stats.base import array_stats
 
     size = max(2, min(n_apart, len(trace) - n_apart, _MAX_SUPERCHAIN))
@@ -56,8 +56,7 @@ def joint_mixing(trace: NDArray, n_apart: int) -> dict[str, float]:
     rhat = array_stats.rhat_nested(chosen, superchain_ids=superchains, chain_axis=0, draw_axis=1)
     ess = array_stats.ess(chosen, chain_axis=0, draw_axis=1)
     # The other members move by the same kernel: each adds as much.
-    ess = min(float(ess) * len(trace) / (2 * size), float(len(trace)))
-    return {"rhat_joint": float(rhat), "ess_joint": ess}
+    return {"rhat_joint": float(rhat), "ess_joint": float(ess) * len(trace) / (2 * size)}
 
 
 def conditional_mixing(draws: NDArray) -> dict[str, float]:
@@ -104,8 +103,8 @@ def complaints(diagnostics: Mapping[str, float], *, fixed_step_size: bool) -> li
         )
     if ess < MIN_ESS:
         found.append(
-            f"the joint pool is worth {ess:.0f} independent draws (fewer than {MIN_ESS:.0f}): "
-            "increase pool_size."
+            f"the last moves of the joint pool are worth {ess:.0f} independent draws (fewer than "
+            f"{MIN_ESS:.0f}): increase pool_size."
         )
     low, high = ACCEPTANCE_RANGE
     for flow in ("conditional", "joint"):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.base import (
@@ -59,9 +59,20 @@ def _share_of_pairs(X: NDArray, weight: NDArray) -> float:
     return float(np.average(np.mean(~np.isnan(X), axis=1) ** 2, weights=weight))
 
 
-def _attributes(result: Result) -> dict[str, Any]:
+class _Before(NamedTuple):
+    """Updates and history of the fits that this one goes on from."""
+
+    n_iter: int = 0
+    history: tuple[dict[str, Any], ...] = ()
+
+
+_NOTHING = _Before()
+
+
+def _attributes(result: Result, before: _Before) -> dict[str, Any]:
     """What a training run found, as fitted attributes."""
     model, outcome = result.model, result.outcome
+    rows = (row | {"n_iter": int(row["n_iter"]) + before.n_iter} for row in outcome.history)
     last = outcome.history[-1] if outcome.history else {}
     shown = {k: float(v) for k, v in last.items() if k.startswith(("acceptance", "energy_gap"))}
     return {
@@ -70,9 +81,9 @@ def _attributes(result: Result) -> dict[str, Any]:
         "log_partition_": model.log_partition.conservative,
         "log_partition_std_": model.log_partition.std,
         "log_partition_bounds_": (model.log_partition.forward, model.log_partition.reverse),
-        "n_iter_": max(outcome.n_iter, 1),
+        "n_iter_": before.n_iter + max(outcome.n_iter, 1),
         "converged_": outcome.converged,
-        "history_": outcome.history,
+        "history_": [*before.history, *rows],
         "step_size_": result.step_sizes,
         "diagnostics_": shown | result.diagnostics,
     }
@@ -386,19 +397,16 @@ class LVEBMEstimator(
                 self._start_anew(X, weight)
             batch_size = check_scalar(self.batch_size, "batch_size", Integral, min_val=1)
             n_updates = max(1, math.ceil(_count(weight) / batch_size))
-            n_before, history = (0, []) if first else (self.n_iter_, self.history_)
+            before = _NOTHING if first else _Before(self.n_iter_, tuple(self.history_))
             self.n_samples_seen_ = _count(weight) + (0 if first else self.n_samples_seen_)
             found = self._train(
                 X,
                 weight,
                 start=None if first else self._model,
+                before=before,
                 max_iter=n_updates,
                 early_stopping=False,
             )
-            self.n_iter_ += n_before
-            self.history_ = history + [
-                row | {"n_iter": row["n_iter"] + n_before} for row in self.history_
-            ]
         warn_of(found)
         return self
 
@@ -466,6 +474,7 @@ class LVEBMEstimator(
         *,
         start: Model | None,
         path: Path | None = None,
+        before: _Before = _NOTHING,
         **overrides: Any,
     ) -> list[str]:
         """Train, and keep what is found. Returns what is to be warned of."""
@@ -503,7 +512,7 @@ class LVEBMEstimator(
         )
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components
-        report = self._reporter(X, trainer.n_evaluations, group)
+        report = self._reporter(X, trainer.n_evaluations, group, before)
         try:
             result = trainer.run(report, keep=progress.keep, saved=progress.saved)
         except DivergenceError:
@@ -511,7 +520,7 @@ class LVEBMEstimator(
             progress.close()
             raise
         report.close()
-        self.__dict__.update(_attributes(result))
+        self.__dict__.update(_attributes(result, before))
         progress.close()
         return self._complaints(result.outcome.stopped)
 
@@ -563,7 +572,7 @@ class LVEBMEstimator(
         checkpoint = None if path is None else Checkpoint(path, identity)
         return Progress(checkpoint, self._random_state, group)
 
-    def _reporter(self, X: NDArray, n_evaluations: int, group: Group) -> Reporter:
+    def _reporter(self, X: NDArray, n_evaluations: int, group: Group, before: _Before) -> Reporter:
         """Of several processes, the first alone tells and asks."""
         context = NoContext()
         if group.rank == 0:
@@ -572,7 +581,8 @@ class LVEBMEstimator(
 
         def attributes(result: Result) -> dict[str, Any]:
             # Draws from what a callback is handed leave the stream of this fit alone.
-            return _attributes(result) | {"_random_state": copy.deepcopy(self._random_state)}
+            stream = {"_random_state": copy.deepcopy(self._random_state)}
+            return _attributes(result, before) | stream
 
         return Reporter(self, context, X, verbose=self.verbose, attributes=attributes)
 

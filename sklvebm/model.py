@@ -168,15 +168,16 @@ class Model:
         The coordinates are those that ``energy.posterior`` reads; the rows are all complete, or
         all of them miss entries.
         """
-        chains = self._chains(x, noise)
-        centre = self._guess(x)[0][:, None].expand(-1, _N_CHAINS, -1)
+        centre, covariance = self._guess(x)
+        chains = self._chains(x, covariance, noise)
+        centre = centre[:, None].expand(-1, _N_CHAINS, -1)
         start = centre + noise.normal(centre) @ chains.preconditioner.factor.transpose(-1, -2)
         return chains.walk(chains.adapt(start, _N_BURN), n_keep, n_keep)
 
-    def _chains(self, x: Tensor, noise: Noise) -> Mala:
+    def _chains(self, x: Tensor, covariance: Tensor, noise: Noise) -> Mala:
         return Mala(
             self.energy.posterior(x),
-            preconditioner=Preconditioner.from_covariance(regularised(self._guess(x)[1])),
+            preconditioner=Preconditioner.from_covariance(regularised(covariance)),
             n_rows=len(x),
             initial_step_size=0.3,
             noise=noise,
@@ -333,7 +334,7 @@ class Model:
         """
         picks = torch.multinomial(posterior.weights, _N_CHAINS + n, True, generator=noise.generator)
         u = posterior.draws.take_along_dim(picks[..., None], 1)
-        chains = self._chains(x, noise)
+        chains = self._chains(x, self._guess(x)[1], noise)
         chains.adapt(u[:, :_N_CHAINS], _N_BURN)
         return chains.walk(u[:, _N_CHAINS:], _N_MOVES, 1).transpose(0, 1)
 

@@ -126,7 +126,7 @@ class Trainer:
         start: Model | None = None,
         group: Group | None = None,
     ) -> None:
-        if start is not None and start.device != device:
+        if start is not None and start.device != torch.empty(0, device=device).device:
             start = Model.from_arrays(start.to_arrays(), device)
         self.spec, self.options, self.start = spec, options, start
         self.device = device
@@ -412,7 +412,7 @@ class Trainer:
 def _result(
     model: Model, outcome: Outcome, diagnostics: dict[str, float], step_sizes: dict[str, float]
 ) -> Result:
-    gaps = gap_statistics(np.array(outcome.gaps))
+    gaps = gap_statistics(np.array(outcome.gaps)) if outcome.gaps else {}
     return Result(model, outcome, diagnostics | gaps, step_sizes)
 
 

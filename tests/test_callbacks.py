@@ -91,6 +91,9 @@ def test_callbacks_do_not_change_the_fit(X):
     np.testing.assert_array_equal(plain.score_samples(X), watched.score_samples(X))
     np.testing.assert_array_equal(plain.sample(3), watched.sample(3))
     assert scorer.lengths == list(range(1, len(watched.history_) + 1))
+    before = len(watched.history_)
+    watched.partial_fit(X)
+    assert scorer.lengths[before:] == list(range(before + 1, len(watched.history_) + 1))
     assert np.isfinite(scorer.scores).all()
 
 

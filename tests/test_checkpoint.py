@@ -1,6 +1,7 @@
 """Checkpoints: a fit that goes on is the fit that was never interrupted, and no other's."""
 
 import copy
+import operator
 import os
 import pickle
 import subprocess
@@ -392,8 +393,22 @@ class Factory:
         return torch.nn.Linear(n_features, self.width)
 
 
+class Slotted:
+    __slots__ = ("width",)
+
+    def __init__(self, width):
+        self.width = width
+
+
 def adder(n):
     return lambda d: d + n
+
+
+def recursive():
+    def factory(d, k):
+        return factory(d - 1, k)
+
+    return partial(factory, act=torch.Tensor.tanh)
 
 
 def test_descriptions_hold_in_every_process():
@@ -407,3 +422,31 @@ def test_descriptions_hold_in_every_process():
     first, second, again = (adder(n) for n in (1, 2, 1))
     assert described(first) == described(again) != described(second)
     assert described(lambda d: d + 1) != described(lambda d: d + 2)
+    one, other = (lambda d: d + 1), (lambda d: d + 1)
+    assert described(one) == described(other)
+    assert described(lambda d, n=1: d + n) != described(lambda d, n=2: d + n)
+    assert described(Factory(2).__call__) != described(Factory(3).__call__)
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        (10, 10.0),
+        (np.int64(5), 5),
+        ([32, 32], (32, 32)),
+        ({"b": [torch.tanh], "a": 1}, {"b": (torch.tanh,), "a": 1}),
+        (Factory(Factory(1)), Factory(Factory(1))),
+        (frozenset("abc"), frozenset("cba")),
+        (np.arange(3), np.arange(3)),
+    ],
+)
+def test_equal_things_in_other_words(value, same):
+    assert described(value) == described(same)
+    assert "0x" not in described(value)
+
+
+@pytest.mark.parametrize(
+    "value", [Slotted(1), operator.methodcaller("sum"), TiltedEnergy, recursive()]
+)
+def test_everything_has_a_description(value):
+    assert described(value)

@@ -25,8 +25,8 @@ HEALTHY = {
 def test_chains_of_one_law_mix(rng):
     found = joint_mixing(rng.standard_normal((800, 50)), 200)
     assert found["rhat_joint"] < 1.01
-    # As many as there are members, whatever the time that they are watched for.
-    assert found["ess_joint"] == 800
+    # 40,000 independent draws, of which 20,000 are looked at.
+    assert found["ess_joint"] == pytest.approx(40_000, rel=0.3)
 
 
 def test_chains_that_started_apart_and_stayed_there_do_not(rng):
@@ -38,9 +38,9 @@ def test_chains_that_started_apart_and_stayed_there_do_not(rng):
     assert joint_mixing(np.random.default_rng(0).permutation(trace), 200)["rhat_joint"] < 1.05
 
 
-def test_a_small_pool_is_worth_no_more_than_its_members(rng):
-    assert joint_mixing(rng.standard_normal((60, 50)), 15)["ess_joint"] == 60
-    assert joint_mixing(np.zeros((60, 50)), 15)["ess_joint"] == 60
+def test_sticky_chains_are_worth_less(rng):
+    trace = np.repeat(rng.standard_normal((400, 5)), 10, axis=1)
+    assert joint_mixing(trace, 100)["ess_joint"] < 0.3 * trace.size
 
 
 def test_a_constant_tilt_mixes():

@@ -461,6 +461,7 @@ class TestDraws:
         monkeypatch.setattr(JointPool, "settle", watched)
         assert model.sample(n_samples).shape == (n_samples, 4)
         moves = model._model.moves
+        assert len(seen) == -(-n_samples // 1024)
         assert seen == [(pytest.approx(moves.step_size), False, moves.number)] * len(seen)
         assert 5 <= moves.number <= 25
 

@@ -40,9 +40,11 @@ class CustomEnergy(EnergySpec):
 
         # The user's layers draw from the global generator: lend them ours, then give it back.
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the generators of all devices, which are not given back.
-            torch.default_generator.manual_seed(seed)
+        # torch.manual_seed seeds the generators of all devices: only those that are there to be
+        # given back are lent as well.
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
+            (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
             module = self.factory(n_features, n_components)
         if not isinstance(module, torch.nn.Module):
             raise TypeError(
