@@ -295,13 +295,14 @@ def _contents(X: Any) -> Iterator[bytes]:
     if issparse(X):
         yield from (content for i in range(X.shape[0]) for content in _contents(X[[i]].toarray()))
         return
+    values = np.asarray(X)
     try:
-        # Minus zero is zero.
-        numbers = np.asarray(X, dtype=np.float64) + 0.0
+        # Minus zero is zero. Complex numbers are for the density to refuse.
+        values = (values if values.dtype.kind == "c" else values.astype(np.float64)) + 0.0
     except (TypeError, ValueError):
-        yield from (repr(row.tolist()).encode() for row in np.asarray(X, dtype=object))
+        yield from (repr(row.tolist()).encode() for row in values)
     else:
-        yield from (row.tobytes() for row in numbers)
+        yield from (row.tobytes() for row in values)
 
 
 def _low_score(scores: NDArray, mass: NDArray) -> float:
