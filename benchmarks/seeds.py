@@ -1,6 +1,6 @@
 """The statistical tests over many seeds: they must pass whatever the seed.
 
-Run ``python benchmarks/seeds.py --n-seeds 100`` (about four minutes a seed and core, one seed a
+Run ``python benchmarks/seeds.py --n-seeds 100`` (five to eight minutes a seed and core, one seed a
 core). It prints each seed's outcome, appends it to ``benchmarks/results/seeds.json``, so that runs
 add up, and writes the totals into ``docs/trust.md``. ``--anew`` sets aside what has been run so
 far, where code or tests have changed by more than words: it is counted apart.

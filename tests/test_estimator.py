@@ -215,7 +215,9 @@ class TestParameters:
             quick(**{parameter: value}).fit(X)
 
     def test_numbers_of_numpy_are_numbers(self, X):
-        quick(energy=TiltedEnergy(tilt_bound=np.int64(5)), early_stopping=np.True_).fit(X)
+        energies = TiltedEnergy(tilt_bound=np.int64(5)), TiltedEnergy(tilt_bound=5.0)
+        numpy, plain = (quick(energy=energy, early_stopping=np.True_).fit(X) for energy in energies)
+        np.testing.assert_array_equal(numpy.score_samples(X), plain.score_samples(X))
 
     def test_negative_weights_of_a_score_are_refused(self, X):
         with pytest.raises(ValueError, match=r"[Nn]egative"):
@@ -390,8 +392,9 @@ class TestGoingOn:
         assert model.score(X) == expected
 
     def test_the_same_form_in_other_words(self, X):
-        model = quick(n_components=2, energy="linear").fit(X)
+        model, twin = (quick(n_components=2, energy="linear").fit(X) for _ in range(2))
         model.set_params(n_components=None, energy=LinearEnergy()).partial_fit(X)
+        np.testing.assert_array_equal(model.score_samples(X), twin.partial_fit(X).score_samples(X))
 
     def test_an_interrupted_fit_leaves_the_random_stream_alone(self, X, monkeypatch):
         model, twin = (quick(n_components=2).fit(X) for _ in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ._joint import JointEnergy
 
 
-class EnergySpec(DocumentedMixin, BaseEstimator):
+class EnergySpec(DocumentedMixin, BaseEstimator, ABC):
     """Hyper-parameters of an energy, and how to build it.
 
     A specification is to ``LVEBMEstimator`` what a kernel is to ``GaussianProcessRegressor``: it
@@ -27,6 +28,7 @@ class EnergySpec(DocumentedMixin, BaseEstimator):
 
     min_scale: float
 
+    @abstractmethod
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
@@ -48,7 +50,6 @@ class EnergySpec(DocumentedMixin, BaseEstimator):
         ValueError
             If a hyper-parameter is out of range.
         """
-        raise NotImplementedError
 
     def _checked_min_scale(self) -> float:
         value = self.min_scale
