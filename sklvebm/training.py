@@ -44,6 +44,9 @@ from .stage import Stage
 # no independence sweep renews the pool, at a hundredth.
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
+# Share of the reference's updates that learn A, when the rest of it is learned and held: learned
+# along with it, A explains what could pass through the latents.
+_MIXING_SHARE = 1 / 5
 # Updates in which the whole pool takes a Langevin step once. All of it is swept at every update:
 # members that lag behind the tilt bias its gradient.
 _POOL_VISITS = 2
@@ -272,7 +275,14 @@ class Trainer:
     def stages(self) -> list[Stage]:
         """What is trained, in which order, for how many updates."""
         energy, total = self.energy, self.options.max_iter
-        reference, tilt = list(energy.reference_parameters()), list(energy.tilt_parameters())
+        reference, mixing, tilt = (
+            list(parameters)
+            for parameters in (
+                energy.reference_parameters(),
+                energy.mixing_parameters(),
+                energy.tilt_parameters(),
+            )
+        )
         if self._closed_form():
             return []
         if not tilt:
@@ -280,12 +290,15 @@ class Trainer:
         if not reference:
             return [Stage("tilt", tilt, total, _TILT_RATE[self.options.dynamics], True)]
         if self.start is not None:
-            return [Stage("joint", reference + tilt, total, _JOINT_RATE, True)]
+            return [Stage("joint", reference + mixing + tilt, total, _JOINT_RATE, True)]
         first = max(1, round(energy.reference_share * total))
-        return [
-            Stage("reference", reference, first, 1.0, False),
+        last = round(_MIXING_SHARE * first) if mixing else 0
+        stages = [
+            Stage("reference", reference, first - last, 1.0, False),
+            Stage("mixing", mixing, last, 1.0, False),
             Stage("tilt", tilt, total - first, _TILT_RATE[self.options.dynamics], True),
         ]
+        return [stage for stage in stages if stage.n_updates]
 
     @property
     def _evaluate_every(self) -> int:

@@ -80,7 +80,7 @@ def test_callbacks_see_the_history(X):
     assert recorder.rows == model.history_
     assert recorder.n_rows == len(np.unique(X, axis=0))
     assert len(model.history_) <= recorder.max_subtasks
-    assert {row["stage"] for row in recorder.rows} == {"reference", "tilt"}
+    assert {row["stage"] for row in recorder.rows} == {"reference", "mixing", "tilt"}
     assert all(np.isfinite(row["log_likelihood"]) for row in recorder.rows)
 
 
@@ -146,7 +146,8 @@ def test_scoring_monitor(X):
 def test_lines_of_text(X, capsys):
     quick(verbose=1).fit(X)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["[sklvebm] reference", "[sklvebm] tilt"]
+    stages = [line.split(",")[0].removeprefix("[sklvebm] ") for line in lines]
+    assert stages == ["reference", "mixing", "tilt"]
     assert all("held-out log-likelihood" in line for line in lines)
     model = quick(verbose=2).fit(X)
     assert len(capsys.readouterr().out.splitlines()) == len(model.history_)

@@ -101,9 +101,9 @@ class TestTwoProcesses:
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(first.model.sample(4), second.model.sample(4))
 
-    def test_both_stages_were_trained(self, results):
+    def test_all_stages_were_trained(self, results):
         history = results["early stopping"][0].model.history_
-        assert {row["stage"] for row in history} == {"reference", "tilt"}
+        assert {row["stage"] for row in history} == {"reference", "mixing", "tilt"}
         assert all(np.isfinite(row["log_likelihood"]) for row in history)
         assert history[-1]["log_likelihood"] > history[0]["log_likelihood"]
 

@@ -180,6 +180,7 @@ class TestParameters:
             ("energy", TiltedEnergy(hidden_layer_sizes=())),
             ("energy", TiltedEnergy(min_scale=-1)),
             ("energy", TiltedEnergy(n_frequencies=-1)),
+            ("energy", TiltedEnergy(mixing="yes")),
             ("energy", TiltedEnergy(tilt_bound=0)),
             ("energy", LinearEnergy(init="nonsense")),
             ("inference", "nonsense"),
@@ -240,8 +241,8 @@ class TestParameters:
         assert [default_max_iter(n) for n in (2, 600, 10**6)] == [1500, 1800, 3000]
         X = load_iris().data
         model = quick(n_components=1, max_iter="auto", n_iter_no_change=1, tol=1e9).fit(X)
-        # Every stage stops at its second evaluation: a twentieth of the updates each.
-        assert model.n_iter_ == 2 * default_max_iter(len(X)) // 20
+        # Each of three stages stops at its second evaluation: a twentieth of the updates each.
+        assert model.n_iter_ == 3 * default_max_iter(len(X)) // 20
 
     @pytest.mark.slow
     def test_every_parameter_changes_something(self, X):
@@ -249,7 +250,7 @@ class TestParameters:
         base = quick(n_components=2).fit(X).score_samples(X)
         changed = {
             "n_components": 3,
-            "energy": TiltedEnergy(mixing=True),
+            "energy": TiltedEnergy(min_scale=0.5),
             "inference": "variational",
             "dynamics": "ula",
             "max_iter": 60,

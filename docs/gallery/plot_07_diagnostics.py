@@ -52,7 +52,7 @@ for name, value in sorted(model.diagnostics_.items()):
 updates = [row["n_iter"] for row in model.history_]
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, name in zip(axes, ["log_likelihood", "energy_gap", "acceptance_conditional"], strict=True):
-    for stage in ("reference", "tilt"):
+    for stage in ("reference", "mixing", "tilt"):
         at = [i for i, row in enumerate(model.history_) if row["stage"] == stage]
         values = [model.history_[i][name] for i in at]
         ax.plot([updates[i] for i in at], values, ".-", label=stage)

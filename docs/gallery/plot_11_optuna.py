@@ -42,7 +42,7 @@ class Report:
 
     def on_fit_task_end(self, estimator, context, *, metadata=None):
         if metadata is None or metadata["n_iter"] == self.step:
-            return  # the fit as a whole; the second stage, which starts where the first ended
+            return  # the fit as a whole; a stage's start, where the one before ended
         self.step = metadata["n_iter"]
         self.trial.report(metadata["log_likelihood"], self.step)
         if self.trial.should_prune():

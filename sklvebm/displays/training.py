@@ -25,7 +25,7 @@ class TrainingDisplay:
     n_iter : ndarray of shape (n_evaluations,)
         Updates made before each evaluation.
     stages : ndarray of str of shape (n_evaluations,)
-        "reference", "tilt" or "joint".
+        "reference", "mixing", "tilt" or "joint".
     log_likelihood : ndarray of shape (n_evaluations,)
         Held-out log-likelihood in nats a row, of standardised rows as in ``history_``; NaN where
         there is none. ``score`` differs by the units, and takes log Z from more draws.

@@ -144,8 +144,14 @@ class JointEnergy(nn.Module):
         return torch.cat([mean, torch.zeros_like(x)], -1), torch.block_diag(covariance, eye)
 
     def reference_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of p_0 that are learned; none where it is frozen."""
-        return _trainable(self.reference if self.reference_share else None)
+        """Parameters of p_0 that are learned, but A's; none where it is frozen."""
+        learned = _trainable(self.reference if self.reference_share else None)
+        return (p for p in learned if p is not self.reference.mixing)
+
+    def mixing_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of A, which are learned last of p_0."""
+        if self.reference_share and self.reference.mixing is not None:
+            yield self.reference.mixing
 
     def tilt_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of f."""

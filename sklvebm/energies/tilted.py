@@ -6,6 +6,8 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ._spec import EnergySpec, checked_frequencies, checked_sizes
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # few features by itself, and has less to undo the less the reference has learned; where nothing is
 # compressed either, the reference stays the Gaussian that it starts as.
 _SHARE, _SHARE_WITH_FREQUENCIES = 0.75, 0.25
+# Features up to which A is learned by default: it has a weight for every two of them.
+_MIXED = 100
 
 
 class TiltedEnergy(EnergySpec):
@@ -26,7 +30,8 @@ class TiltedEnergy(EnergySpec):
     p_0 draws z ∼ N(0, I) and x = g(z) + A(s(z) ∘ t(ε)) with ε ∼ N(0, I); it starts as
     probabilistic PCA. f is a network of (x, z), zero at the start and bounded. p_0 is learned
     first, for three quarters of the updates; with Fourier features for a quarter, and not at all
-    where there are as many latents as features, so that nothing is compressed.
+    where there are as many latents as features, so that nothing is compressed. A is learned in the
+    last fifth of these updates, with the rest of p_0 held.
 
     Parameters
     ----------
@@ -34,11 +39,12 @@ class TiltedEnergy(EnergySpec):
         Hidden layers of the network of p_0, which gives g and log s.
     tilt_hidden_layer_sizes : tuple of int, default=(128, 128)
         Hidden layers of f.
-    mixing : bool, default=False
+    mixing : bool or "auto", default="auto"
         Learn the linear map A of the residuals (of determinant one, the identity at the start).
-        Without it features are independent given z under p_0, so that every dependence must pass
-        through the latents. With it strongly correlated tables gain likelihood and the latents
-        lose information.
+        Without it features are independent given z under p_0, and every other dependence is left
+        to f. A comes after the rest of p_0, so that what can pass through the latents does, and
+        early stopping drops it where it does not help on held-out rows. "auto" learns it for up
+        to 100 features.
     n_frequencies : int or "auto", default="auto"
         Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
         to four features and none above: they make sharp edges learnable in few dimensions, and
@@ -62,7 +68,7 @@ class TiltedEnergy(EnergySpec):
         self,
         hidden_layer_sizes=(128, 128),
         tilt_hidden_layer_sizes=(128, 128),
-        mixing=False,
+        mixing="auto",
         n_frequencies="auto",
         tilt_bound=10.0,
         min_scale=1e-3,
@@ -82,6 +88,15 @@ class TiltedEnergy(EnergySpec):
             raise ValueError(f"tilt_bound must be a positive number or None, got {bound!r}.")
         return float(bound)
 
+    def _mixes(self, n_features: int) -> bool:
+        mixing = self.mixing
+        if isinstance(mixing, str) and mixing == "auto":
+            mixing = n_features <= _MIXED
+        if not isinstance(mixing, bool | np.bool_):
+            raise ValueError(f"mixing must be True, False or 'auto', got {mixing!r}.")
+        # One feature has nothing to be mixed with.
+        return bool(mixing) and n_features > 1
+
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
@@ -94,7 +109,7 @@ class TiltedEnergy(EnergySpec):
             n_features,
             n_components,
             hidden_layer_sizes=checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes),
-            mixing=bool(self.mixing),
+            mixing=self._mixes(n_features),
             min_scale=self._checked_min_scale(),
             generator=generator,
         )
