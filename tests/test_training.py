@@ -100,6 +100,21 @@ def test_stages_and_history(moons, seed, n_components, mixing, wanted):
     assert {"energy_gap", "acceptance_sweep", "acceptance_conditional"} <= set(model.diagnostics_)
 
 
+def test_correlation_that_the_latent_leaves_goes_to_the_residuals(rng, seed):
+    """A Gaussian of one latent whose noise is correlated: A takes most of what is short without."""
+    noise = np.eye(6)
+    noise[0, 1] = noise[1, 0] = 0.95
+    noise[2, 3] = noise[3, 2] = -0.9
+    law = multivariate_normal(np.zeros(6), noise + 9.0)
+    X, fresh = (law.rvs(n, random_state=rng) for n in (1000, 4000))
+    short = {}
+    for mixing in (False, True):
+        energy = TiltedEnergy((16,), (16,), mixing=mixing)
+        model = LVEBMEstimator(1, energy=energy, max_iter=400, random_state=seed).fit(X)
+        short[mixing] = (law.logpdf(fresh) - model.score_samples(fresh)).mean()
+    assert short[True] < 0.5 * short[False]
+
+
 def test_the_best_state_is_the_one_kept(moons, seed):
     """A stage starts from the best state of the one before, not from its last."""
     train, _ = moons
