@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # few features by itself, and has less to undo the less the reference has learned; where nothing is
 # compressed either, the reference stays the Gaussian that it starts as.
 _SHARE, _SHARE_WITH_FREQUENCIES = 0.75, 0.25
-# Features up to which A is learned by default: it has a weight for every two of them.
+# Features up to which A is learned by default: it has a weight for every pair of them, in order.
 _MIXED = 100
 
 
