@@ -31,7 +31,7 @@ class TiltedEnergy(EnergySpec):
     probabilistic PCA. f is a network of (x, z), zero at the start and bounded. p_0 is learned
     first, for three quarters of the updates; with Fourier features for a quarter, and not at all
     where there are as many latents as features, so that nothing is compressed. A is learned in the
-    last fifth of these updates, with the rest of p_0 held.
+    last fifteenth of these updates, with the rest of p_0 held.
 
     Parameters
     ----------
