@@ -293,7 +293,8 @@ class Trainer:
         if self.start is not None:
             return [Stage("joint", reference + mixing + tilt, total, _JOINT_RATE, True)]
         first = max(1, round(energy.reference_share * total))
-        last = round(_MIXING_SHARE * first) if mixing else 0
+        # The shortest fits, too, learn all there is to learn.
+        last = max(1, round(_MIXING_SHARE * first)) if mixing and first > 1 else 0
         stages = [
             Stage("reference", reference, first - last, 1.0, False),
             Stage("mixing", mixing, last, 1.0, False),
