@@ -45,8 +45,8 @@ from .stage import Stage
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 # Share of the reference's updates that learn A, when the rest of it is learned and held: learned
-# along with it, A explains what could pass through the latents. It is soon learned, and these
-# updates are the rest's.
+# along with it, A explains what could pass through the latents. It is soon learned: a fifth
+# is no better.
 _MIXING_SHARE = 1 / 15
 # Updates in which the whole pool takes a Langevin step once. All of it is swept at every update:
 # members that lag behind the tilt bias its gradient.
