@@ -53,8 +53,14 @@ def real(name, seed):
 DRAWN = {"digits": digits, "moons": moons, "20 uniform rows": uniform}
 
 
+def marginals(name):
+    """What automatic marginals choose between."""
+    return [(name, f"marginals='{kind}'", {"marginals": kind}) for kind in ("gaussian", "mixture")]
+
+
 CELLS = [
     ("digits", "defaults", {}),
+    *marginals("digits"),
     ("digits", "weight_decay=0.05", {"weight_decay": 0.05}),
     ("digits", "weight_decay=2", {"weight_decay": 2.0}),
     ("digits", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
@@ -81,26 +87,33 @@ CELLS = [
     ("rings", "defaults", {}),
     ("rings", "n_frequencies=128", {"energy": TiltedEnergy(n_frequencies=128)}),
     ("casp", "defaults", {}),
+    *marginals("casp"),
     ("casp", "n_steps=1", {"n_steps": 1}),
     ("casp", "weight_decay=0.5", {"weight_decay": 0.5}),
     ("casp", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("wine", "defaults", {}),
+    *marginals("wine"),
     ("wine", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("wine", "weight_decay=0.3", {"weight_decay": 0.3}),
     ("wine", "max_iter=750", {"max_iter": 750}),
     ("wine", "pool_size=512", {"pool_size": 512}),
     ("diabetes", "defaults", {}),
+    *marginals("diabetes"),
     ("diabetes", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("diabetes", "max_iter=750", {"max_iter": 750}),
     ("breast cancer", "defaults", {}),
+    *marginals("breast cancer"),
+    *marginals("wine red"),
+    *marginals("wine white"),
     ("breast cancer", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("breast cancer", "pool_size=512", {"pool_size": 512}),
     *(
-        (name, variant, params)
+        cell
         for name in OTHERS
-        for variant, params in (
-            ("defaults", {}),
-            ("mixing=False", {"energy": TiltedEnergy(mixing=False)}),
+        for cell in (
+            (name, "defaults", {}),
+            *marginals(name),
+            (name, "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
         )
     ),
     ("20 uniform rows", "defaults", {}),
@@ -129,6 +142,7 @@ def measure(data, params, seed):
         "log_likelihood": model.score(X_test),
         "accuracy": latent_accuracy(model, X_train, X_test, *labels) if labels else None,
         "largest_gap": float(np.nanmax(gaps)),
+        "marginals": model.marginals_,
         "log_partition_bounds": model.log_partition_bounds_,
         "seconds": seconds,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,11 @@ def to_tensor(array: NDArray, device: torch.device, dtype: torch.dtype | None = 
 def to_numpy(tensor: Tensor) -> NDArray:
     """A numpy array that shares nothing with the graph."""
     return tensor.detach().cpu().numpy()
+
+
+def on_tensors(function: Callable[[NDArray], NDArray]) -> Callable[[Tensor], Tensor]:
+    """``function`` of arrays as one of tensors, on their device and in their precision."""
+    return lambda tensor: torch.from_numpy(function(to_numpy(tensor))).to(tensor)
 
 
 def generator_from_seed(seed: int, device: torch.device) -> torch.Generator:

@@ -64,9 +64,7 @@ def checked_options(
     _flag("warm_start", parameters["warm_start"])
     _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():
-        options[name] = parameters[name]
-        if options[name] not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {options[name]!r}.")
+        options[name] = checked_choice(name, parameters[name], choices)
     for name, low in _SMALLEST.items():
         options[name] = _integer(name, parameters[name], low)
     for name in _POSITIVE + _NOT_NEGATIVE:
@@ -89,6 +87,19 @@ def checked_options(
         _DEFAULT_STEPS[options["dynamics"]] if n_steps is None else _integer("n_steps", n_steps, 1)
     )
     return options
+
+
+def checked_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of ``choices``.
+
+    Raises
+    ------
+    ValueError
+        If ``value`` is none of them.
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}.")
+    return value
 
 
 def checked_path(name: str, value: Any) -> Path | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 from .distributed import Group
 
-_FORMAT = b"sklvebm checkpoint 1\n"
+_FORMAT = b"sklvebm checkpoint 2\n"
+
+T = TypeVar("T")
 
 
 class Checkpoint:
@@ -223,8 +225,18 @@ class Progress:
         if content is not None:
             self.saved = content["common"] | content["own"][group.rank]
             _set_state(random_state, content["random_state"])
+        self._settled: dict[str, Any] = {}
         self._random_state = group.from_first(lambda: _state_of(random_state))
         _set_state(random_state, self._random_state)
+
+    def settled(self, name: str, make: Callable[[], T]) -> T:
+        """What is decided before training, by ``make()`` on rank 0 or, if it has any, by the file.
+
+        It is kept in the file from then on, so that a fit goes on with what it began with.
+        """
+        value = self.group.from_first(make) if self.saved is None else self.saved[name]
+        self._settled[name] = value
+        return value
 
     @property
     def keep(self) -> Callable[[dict[str, Any], dict[str, Any]], None] | None:
@@ -233,9 +245,10 @@ class Progress:
 
     def _write(self, common: dict[str, Any], own: dict[str, Any]) -> None:
         assert self.checkpoint is not None
-        write, seed = self.checkpoint.write, self._random_state
+        write, first = self.checkpoint.write, {"random_state": self._random_state}
+        state = first | {"common": common | self._settled}
         every = self.group.collect(_on_cpu(own))
-        self.group.from_first(lambda: write({"random_state": seed, "common": common, "own": every}))
+        self.group.from_first(lambda: write(state | {"own": every}))
 
     def close(self) -> None:
         """The fit is over."""

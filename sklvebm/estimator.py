@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from numbers import Integral
@@ -30,7 +30,7 @@ from . import __version__
 from ._callbacks import BOOKKEEPING, CallbackSupportMixin, NoContext, Reporter, with_callbacks
 from ._format import checked, stamped
 from ._links import DocumentedMixin
-from ._parameters import checked_options, checked_path
+from ._parameters import checked_choice, checked_options, checked_path
 from ._warnings import warn_of
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .training import Options, Result
 
 _FLOATS = (np.float64, np.float32)
+_MARGINALS = ("auto", "gaussian", "mixture")
 
 
 def _count(weight: NDArray) -> int | float:
@@ -116,10 +117,21 @@ class LVEBMEstimator(
         - "linear": linear-Gaussian, all in closed form; see
           :class:`~sklvebm.energies.LinearEnergy`.
         - a callable ``(n_features, n_components) -> torch.nn.Module`` whose module maps
-          ``x (n, d)`` (standardised) and ``z (n, k)`` to energies ``(n,)``.
+          ``x (n, d)`` (standardised, or normal scores) and ``z (n, k)`` to energies ``(n,)``.
 
         Hyper-parameters nest: ``set_params(energy__hidden_layer_sizes=(64,))`` also works when
         ``energy`` is a name, and replaces the name by its specification.
+    marginals : {"auto", "gaussian", "mixture"}, default="auto"
+        What each feature is taken for by itself, before the energy sees it.
+
+        - "gaussian": it is standardised.
+        - "mixture": it is a mixture of normals of one to eight components, and the energy sees its
+          normal score Φ⁻¹(F(x)). All answers stay in the user's units; those that are means of
+          observations are taken over draws.
+        - "auto": whichever two short fits each of the reference let expect more of on held-out
+          rows; "gaussian" unless the gain is two standard errors. It is the same for any
+          ``random_state``. Only ``fit`` with a tilted energy that has no Fourier features (more
+          than four features) asks: everything else has "gaussian".
     inference : {"langevin", "variational", "map"}, default="langevin"
         What follows the latents of a row in training: persistent Langevin particles (an
         unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
@@ -165,7 +177,8 @@ class LVEBMEstimator(
         rows for ``max_iter`` updates.
     warm_start : bool, default=False
         Go on from the fitted model, training reference and tilt together, instead of starting anew.
-        ``energy``, ``n_components`` and ``pool_size`` must then be what they were.
+        ``energy``, ``n_components`` and ``pool_size`` must then be what they were; the units, and
+        ``marginals_``, stay.
     random_state : int, RandomState instance or None, default=None
         Seeds the initial weights, the validation split, the batches, both flows, log Z, and the
         noise of every later answer. None takes a fresh seed from the operating system; the global
@@ -194,7 +207,9 @@ class LVEBMEstimator(
         callback asked to stop.
     history_ : list of dict
         One entry an evaluation: stage, update, energy gap, acceptances, and, under early stopping,
-        the held-out log-likelihood (nats a row, in standardised units).
+        the held-out log-likelihood (nats a row, in the units that the energy sees).
+    marginals_ : {"gaussian", "mixture"}
+        What the features are taken for.
     log_partition_ : float
         log Z in nats: what ``score_samples`` subtracts.
     log_partition_std_ : float
@@ -214,7 +229,8 @@ class LVEBMEstimator(
 
     Notes
     -----
-    Likelihoods are in nats and in the units of the ``X`` given. Features are standardised inside.
+    Likelihoods are in nats and in the units of the ``X`` given. Features are standardised inside,
+    or replaced by their normal scores (``marginals``).
     ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
     and fixed by ``fit``: the same row gets the same answer in any batch.
 
@@ -243,6 +259,7 @@ class LVEBMEstimator(
     n_samples_seen_: int | float
     n_iter_: int
     history_: list[dict[str, Any]]
+    marginals_: str
     _random_state: np.random.RandomState
 
     def __init__(
@@ -250,6 +267,7 @@ class LVEBMEstimator(
         n_components=None,
         *,
         energy="tilted",
+        marginals="auto",
         inference="langevin",
         dynamics="mala",
         max_iter="auto",
@@ -272,6 +290,7 @@ class LVEBMEstimator(
     ):
         self.n_components = n_components
         self.energy = energy
+        self.marginals = marginals
         self.inference = inference
         self.dynamics = dynamics
         self.max_iter = max_iter
@@ -363,10 +382,10 @@ class LVEBMEstimator(
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch; the first call starts the model.
 
-        The first batch sets the standardisation, starts at probabilistic PCA and trains in stages,
-        as :meth:`fit` does; later ones train reference and tilt together. Batches are not held out
-        from. A pass is as many updates as batches of ``batch_size`` make up the sum of the weights:
-        let these average to one.
+        The first batch sets the units (standardised where ``marginals`` is "auto"), starts at
+        probabilistic PCA and trains in stages, as :meth:`fit` does; later ones train reference and
+        tilt together. Batches are not held out from. A pass is as many updates as batches of
+        ``batch_size`` make up the sum of the weights: let these average to one.
 
         Parameters
         ----------
@@ -404,6 +423,7 @@ class LVEBMEstimator(
                 weight,
                 start=None if first else self._model,
                 before=before,
+                asks=False,
                 max_iter=n_updates,
                 early_stopping=False,
             )
@@ -475,12 +495,18 @@ class LVEBMEstimator(
         start: Model | None,
         path: Path | None = None,
         before: _Before = _NOTHING,
+        asks: bool = True,
         **overrides: Any,
     ) -> list[str]:
-        """Train, and keep what is found. Returns what is to be warned of."""
-        from ._arrays import resolve_device
+        """Train, and keep what is found. Returns what is to be warned of.
+
+        ``asks`` is whether automatic marginals may be asked for by pilots.
+        """
+        from ._arrays import resolve_device, to_numpy
         from .checkpoint import described
         from .distributed import Group
+        from .marginals import NormalScores
+        from .pilot import chosen_knots
         from .saddle import DivergenceError
         from .training import Options, Trainer
 
@@ -493,15 +519,32 @@ class LVEBMEstimator(
             share_of_pairs=_share_of_pairs(X, weight),
         )
         options = Options(**{**found, **overrides})
+        marginals = checked_choice("marginals", self.marginals, _MARGINALS)
         if start is not None:
-            self._check_continues(start, spec, options)
+            marginals = self.marginals_ if marginals == "auto" else marginals
+            self._check_continues(start, spec, options, marginals)
             spec = start.spec
+        elif not (asks and spec.weighs_marginals(X.shape[1])):
+            marginals = "gaussian" if marginals == "auto" else marginals
         device = resolve_device(self.device)
         group = Group.found()
-        settings = asdict(options) | {"energy": described(spec), "device": device.type}
+        settings = asdict(options) | {
+            "energy": described(spec),
+            "marginals": marginals,
+            "device": device.type,
+        }
         progress = self._progress(path, X, weight, start, group, settings)
+        if start is None:
+            knots = progress.settled(
+                "knots",
+                lambda: chosen_knots(
+                    marginals, self._standardised(X), weight, spec, options, device=device
+                ),
+            )
+            self._scores = None if knots is None else NormalScores(to_numpy(knots))
+            self.marginals_ = "gaussian" if self._scores is None else "mixture"
         trainer = Trainer(
-            self._standardise(X),
+            self._to_model_units(X),
             weight,
             spec,
             options,
@@ -524,12 +567,15 @@ class LVEBMEstimator(
         progress.close()
         return self._complaints(result.outcome.stopped)
 
-    def _check_continues(self, start: Model, spec: EnergySpec, options: Options) -> None:
+    def _check_continues(
+        self, start: Model, spec: EnergySpec, options: Options, marginals: str
+    ) -> None:
         """A model that goes on keeps its form: what asks for another one is an error."""
         from .checkpoint import described
 
         pairs = {
             "energy": (described(start.spec), described(spec)),
+            "marginals": (self.marginals_, marginals),
             "n_components": (self.n_components_, options.n_components),
             "pool_size": (len(start.pool), options.pool_size),
         }
@@ -555,6 +601,8 @@ class LVEBMEstimator(
         if path is None and group.size == 1:
             return Progress(None, self._random_state, group)
         tables = [X, weight, self._scaler.mean_, self._scaler.scale_]
+        if start is not None and self._scores is not None:
+            tables.append(self._scores.knots)
         is_seeded = isinstance(self.random_state, Integral)
         identity = settings | {
             "sklvebm": __version__,
@@ -636,20 +684,40 @@ class LVEBMEstimator(
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _standardise(self, X: NDArray) -> NDArray:
+    def _standardised(self, X: NDArray) -> NDArray:
         return (X - self._scaler.mean_) / self._scaler.scale_
 
-    def _to_user_units(self, X: NDArray) -> NDArray:
+    def _not_standardised(self, X: NDArray) -> NDArray:
         return X * self._scaler.scale_ + self._scaler.mean_
 
+    def _to_model_units(self, X: NDArray) -> NDArray:
+        """What the energy sees: features standardised, or their normal scores."""
+        X = self._standardised(X)
+        return X if self._scores is None else self._scores.forward(X)
+
+    def _to_user_units(self, x: NDArray) -> NDArray:
+        return self._not_standardised(x if self._scores is None else self._scores.inverse(x))
+
+    def _from_scores(self) -> Callable[[Tensor], Tensor] | None:
+        """What gives standardised features of normal scores; None where there are none."""
+        if self._scores is None:
+            return None
+        from ._arrays import on_tensors
+
+        return on_tensors(self._scores.inverse)
+
     def _log_jacobian(self, x: Tensor) -> NDArray:
-        """Σ log scale of what is seen: what a log-density loses on the way to the user's units."""
+        """What the log-density of ``x``, of what is seen of it, loses on the way to user units."""
         from ._arrays import to_numpy
 
-        return np.where(np.isnan(to_numpy(x)), 0.0, np.log(self._scaler.scale_)).sum(1)
+        entries = to_numpy(x)
+        loss = np.log(self._scaler.scale_)
+        if self._scores is not None:
+            loss = loss - self._scores.log_slope(entries)
+        return np.where(np.isnan(entries), 0.0, loss).sum(1)
 
     def _rows(self, X: Any, *, exact: bool = False):
-        """Validated rows as a standardised tensor, a model in its precision, the dtype of X.
+        """Validated rows in the model's units, a model in their precision, the dtype of X.
 
         What has a closed form is answered in the precision of X; Monte Carlo answers, whose own
         errors are far larger, in single precision unless ``exact``.
@@ -659,7 +727,7 @@ class LVEBMEstimator(
 
         X = validate_data(self, X, dtype=_FLOATS, ensure_all_finite="allow-nan", reset=False)
         model = self._model
-        tensor = to_tensor(self._standardise(X).astype(X.dtype), model.device)
+        tensor = to_tensor(self._to_model_units(X).astype(X.dtype), model.device)
         if not (exact or model.energy.is_gaussian):
             tensor = tensor.to(model.pool.dtype)
         return tensor, model.cast(tensor.dtype), X.dtype
@@ -738,8 +806,9 @@ class LVEBMEstimator(
         from ._arrays import to_numpy, to_tensor
 
         Z = self._latents(Z)
-        X = to_numpy(getattr(self._model, answer)(to_tensor(Z, self._model.device)))
-        return self._to_user_units(X).astype(Z.dtype)
+        z = to_tensor(Z, self._model.device)
+        X = to_numpy(getattr(self._model, answer)(z, self._from_scores()))
+        return self._not_standardised(X).astype(Z.dtype)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw observations from the model.
@@ -805,8 +874,11 @@ class LVEBMEstimator(
         """
         if n_samples is not None:
             return self.sample_conditional(X, n_samples, random_state)
+        from ._arrays import to_numpy
+
         x, model, dtype = self._rows(X)
-        return self._filled(X, dtype, model.completed_mean(x))
+        found = to_numpy(model.completed_mean(x, self._from_scores()))
+        return self._filled(X, dtype, self._not_standardised(found))
 
     def sample_conditional(self, X, n_samples=1, random_state=None):
         """Draw what is missing of each row, given what is seen.
@@ -825,18 +897,17 @@ class LVEBMEstimator(
         X : ndarray of shape (n_samples, n_samples_X, n_features)
             In the user's units; what is seen stays as it is.
         """
+        from ._arrays import to_numpy
+
         x, model, dtype = self._rows(X)
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         drawn = model.sample_conditional(x, n_samples, self._generator(random_state))
-        return self._filled(X, dtype, drawn)
+        return self._filled(X, dtype, self._to_user_units(to_numpy(drawn)))
 
-    def _filled(self, X: Any, dtype: Any, completed: Tensor) -> NDArray:
-        """``X`` with its missing entries from ``completed (..., n, d)``, standardised."""
-        from ._arrays import to_numpy
-
+    def _filled(self, X: Any, dtype: Any, completed: NDArray) -> NDArray:
+        """``X`` with its missing entries from ``completed (..., n, d)``."""
         X = check_array(X, dtype=dtype, ensure_all_finite="allow-nan")
-        found = self._to_user_units(to_numpy(completed)).astype(dtype)
-        return np.where(np.isnan(X), found, X)
+        return np.where(np.isnan(X), completed.astype(dtype), X)
 
     def score_samples(self, X, return_std=False):
         """Normalised log-density of each row.

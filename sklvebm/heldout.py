@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._arrays import generator_from_seed
 from .energies._joint import JointEnergy
-from .evidence import importance
+from .evidence import Posterior, importance
 from .langevin import Noise, regularised
 from .laplace import laplace, starts
 from .particles import JointPool
@@ -92,16 +92,8 @@ class HeldOut(Stateful):
         ``covariance (m, m)`` is that of a row's posterior, pooled; ``members`` are those of the
         joint pool of all processes, ``pool`` this one's. Without members f ≡ 0, and Z = 1.
         """
-        x, spread, density = self.rows.x, regularised(covariance), energy.posterior(self.rows.x)
-        like = x.new_empty(1, 1).expand(_N_CANDIDATES, self.modes.shape[1])
-        begun = starts(self.modes, spread, self.noise.normal(like), density, _N_STARTS)
-        found = laplace(begun, spread, density, n_steps=_N_CLIMB)
-        # A view would hold, and a file would carry, all that was found.
-        self.modes = found.mean[:, 0].clone()
-        fixed = Noise(generator_from_seed(self.seed, x.device))
-        posterior = importance(
-            density, found, spread=spread, sizes=(_N_DRAWS,), noise=fixed, n_heavy=self.n_heavy
-        )
+        x, fixed = self.rows.x, Noise(generator_from_seed(self.seed, self.rows.x.device))
+        posterior = self.posterior(energy, covariance, fixed)
         log_z = 0.0
         if members is not None:
             members = _settled(members, energy, pool, fixed)
@@ -112,6 +104,18 @@ class HeldOut(Stateful):
             log_z = found_z._replace(excess=excess).conservative
         log_likelihood = self.rows.mean(posterior.log_evidence) - log_z
         return Evaluation(float(log_likelihood), float(log_z))
+
+    def posterior(self, energy: JointEnergy, covariance: Tensor, noise: Noise) -> Posterior:
+        """That of each row, from draws by ``noise``; its modes are where the next search starts."""
+        x, spread, density = self.rows.x, regularised(covariance), energy.posterior(self.rows.x)
+        like = x.new_empty(1, 1).expand(_N_CANDIDATES, self.modes.shape[1])
+        begun = starts(self.modes, spread, self.noise.normal(like), density, _N_STARTS)
+        found = laplace(begun, spread, density, n_steps=_N_CLIMB)
+        # A view would hold, and a file would carry, all that was found.
+        self.modes = found.mean[:, 0].clone()
+        return importance(
+            density, found, spread=spread, sizes=(_N_DRAWS,), noise=noise, n_heavy=self.n_heavy
+        )
 
 
 def _settled(members: Tensor, energy: JointEnergy, pool: JointPool, noise: Noise) -> Tensor:

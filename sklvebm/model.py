@@ -21,7 +21,7 @@ from torch import Tensor
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
 from ._threads import in_order
 from .completion import apart, by_completeness, linear_guess
-from .decoding import conditional_mean
+from .decoding import Back, conditional_mean
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
 from .evidence import CHUNK, SIZE, Mala, Posterior, filled, row_posterior
@@ -240,11 +240,12 @@ class Model:
         return torch.cat([posterior.mean[:, :k] for posterior in self.posterior(x, _N_MEAN)])
 
     @by_completeness
-    def completed_mean(self, x: Tensor) -> Tensor:
-        """``x (n, d)`` with E[x_m | x_o] for what is missing."""
+    def completed_mean(self, x: Tensor, back: Back | None = None) -> Tensor:
+        """``back(x) (n, d)`` with E[back(x_m) | x_o] for what is missing."""
+        seen = x.clone() if back is None else back(x)
         if not bool(torch.isnan(x).any()):
-            return x.clone()
-        if self.energy.is_gaussian:
+            return seen
+        if self.energy.is_gaussian and back is None:
             return torch.where(
                 torch.isnan(x), self.energy.reference.mean(self.posterior_mean(x)), x
             )
@@ -255,9 +256,11 @@ class Model:
             ):
                 with torch.no_grad():
                     completed, _ = self.energy.complete(x[start : start + len(draws)], draws)
+                if back is not None:
+                    completed = back(completed)
                 means.append((weights[..., None] * completed).sum(1))
                 start += len(draws)
-        return torch.where(torch.isnan(x), torch.cat(means), x)
+        return torch.where(torch.isnan(x), torch.cat(means), seen)
 
     def log_evidence(self, x: Tensor) -> Evidence:
         """−F(x) = log ∫ exp(−E(x, z)) dz of each row, and its errors.
@@ -362,29 +365,36 @@ class Model:
         pool.settle(self.energy.log_tilt, n_moves)
         return pool.position
 
-    def reconstruction(self, t: Tensor) -> Tensor:
-        """E[x | E[z | x] = t], ``(n, d)``, for ``t (n, k)``: see :mod:`sklvebm.reconstruction`."""
-        if self.energy.is_gaussian:
+    def reconstruction(self, t: Tensor, back: Back | None = None) -> Tensor:
+        """E[back(x) | E[z | x] = t], ``(n, d)``, for ``t (n, k)``.
+
+        See :mod:`sklvebm.reconstruction`. What is learned from draws is kept: a model has one way
+        ``back``.
+        """
+        if self.energy.is_gaussian and back is None:
             return self.cast(t.dtype).energy.reference.linear_reconstruction(t)
         if self._remainder is None:
-            self._remainder = self._fit_remainder()
-        decoded = self.decoded(t)
+            self._remainder = self._fit_remainder(back)
+        decoded = self.decoded(t, back)
         return decoded + torch.as_tensor(self._remainder.predict(to_numpy(t))).to(decoded)
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """E[x | z], ``(n, d)``, in the precision of ``z (n, k)``."""
-        return self.cast(z.dtype).conditional_mean(z)
+    def decoded(self, z: Tensor, back: Back | None = None) -> Tensor:
+        """E[back(x) | z], ``(n, d)``, in the precision of ``z (n, k)``."""
+        return self.cast(z.dtype).conditional_mean(z, back)
 
-    def _fit_remainder(self) -> RegressorMixin:
+    def _fit_remainder(self, back: Back | None) -> RegressorMixin:
         noise = generator_from_seed(self.seed, self.device)
         x, _ = self.sample(_N_RECONSTRUCTED, noise)
         t = self.posterior_mean(x)
-        parts = (to_numpy(part).astype(float) for part in (t, x - self.conditional_mean(t)))
+        left = (x if back is None else back(x)) - self.conditional_mean(t, back)
+        parts = (to_numpy(part).astype(float) for part in (t, left))
         return fit_remainder(*parts, seed=self.seed % 2**31)
 
-    def conditional_mean(self, z: Tensor) -> Tensor:
-        """E[x | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
-        return conditional_mean(self.energy, z, noise=lambda: SharedRows(self.seed, self.device))
+    def conditional_mean(self, z: Tensor, back: Back | None = None) -> Tensor:
+        """E[back(x) | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
+        return conditional_mean(
+            self.energy, z, back, noise=lambda: SharedRows(self.seed, self.device)
+        )
 
     def arrays(self) -> list[NDArray]:
         """All its arrays, in an order that is always the same."""

@@ -116,6 +116,9 @@ class Trainer:
         Continue from this model instead of PPCA.
     group : Group, optional
         The processes that train together, each of which is given the whole table.
+    max_evaluations : int
+        How often the held-out rows are asked in ``options.max_iter`` updates, and at the start of a
+        stage.
     """
 
     def __init__(
@@ -129,7 +132,9 @@ class Trainer:
         device: torch.device,
         start: Model | None = None,
         group: Group | None = None,
+        max_evaluations: int = _N_EVALUATIONS,
     ) -> None:
+        self.max_evaluations = max_evaluations
         if start is not None and start.device != torch.empty(0, device=device).device:
             start = Model.from_arrays(start.to_arrays(), device)
         self.spec, self.options, self.start = spec, options, start
@@ -286,13 +291,11 @@ class Trainer:
         )
         if self._closed_form():
             return []
-        if not tilt:
-            return [Stage("reference", reference, total, 1.0, False)]
         if not reference:
             return [Stage("tilt", tilt, total, _TILT_RATE[self.options.dynamics], True)]
-        if self.start is not None:
+        if self.start is not None and tilt:
             return [Stage("joint", reference + mixing + tilt, total, _JOINT_RATE, True)]
-        first = max(1, round(energy.reference_share * total))
+        first = max(1, round(energy.reference_share * total)) if tilt else total
         # The shortest fits, too, learn all there is to learn.
         last = max(1, round(_MIXING_SHARE * first)) if mixing and first > 1 else 0
         stages = [
@@ -304,7 +307,7 @@ class Trainer:
 
     @property
     def _evaluate_every(self) -> int:
-        return max(_MIN_BETWEEN, self.options.max_iter // _N_EVALUATIONS)
+        return max(_MIN_BETWEEN, self.options.max_iter // self.max_evaluations)
 
     @property
     def n_evaluations(self) -> int:
@@ -326,6 +329,19 @@ class Trainer:
         trainer of the same fit that is given both as ``saved`` goes on from there as if nothing had
         happened. Only rank 0 reports; all return the same.
         """
+        outcome = self.train(report, keep=keep, saved=saved)
+        model, diagnostics = self._finished()
+        step_sizes = self.group.from_first(self._step_sizes)
+        return _result(model, outcome, diagnostics, step_sizes)
+
+    def train(
+        self,
+        report: Callable[[dict, Callable[[], Result]], bool],
+        *,
+        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+        saved: dict[str, Any] | None = None,
+    ) -> Outcome:
+        """Train all stages, and leave the energy as it is: see :meth:`run`."""
         options, group = self.options, self.group
         n_negatives = options.pool_size if self.start is None else len(self.start.pool)
         saddle = Saddle(
@@ -355,9 +371,7 @@ class Trainer:
         if saved is not None and self.held_out is not None:
             self.held_out.load_state_dict(saved["held_out"])
         saddle.train(self.stages(), saved)
-        model, diagnostics = self._finished()
-        step_sizes = group.from_first(self._step_sizes)
-        return _result(model, saddle.outcome, diagnostics, step_sizes)
+        return saddle.outcome
 
     def _finished(self) -> tuple[Model, dict[str, float]]:
         """The model that rank 0 makes of what all ranks have."""
@@ -414,6 +428,12 @@ class Trainer:
 
     def _held_out_state(self) -> dict[str, Any]:
         return {} if self.held_out is None else {"held_out": self.held_out.state_dict()}
+
+    def held_out_evidence(self) -> Tensor:
+        """log ∫ exp(−E(x, z)) dz of each held-out row, ``(n,)``, as evaluations find it."""
+        assert self.held_out is not None
+        noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
+        return self.held_out.posterior(self.energy, self.conditional.covariance, noise).log_evidence
 
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows as rank 0 finds it, with the pool of all ranks."""

@@ -21,7 +21,8 @@ def X():
 
 @pytest.fixture(scope="module")
 def model(X):
-    return LVEBMEstimator(2, max_iter=20, pool_size=128, random_state=0).fit(X)
+    quick = {"max_iter": 20, "pool_size": 128, "random_state": 0}
+    return LVEBMEstimator(2, marginals="mixture", **quick).fit(X)
 
 
 def test_skops_trusts_our_classes_alone(model, X):

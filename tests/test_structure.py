@@ -29,6 +29,7 @@ LAYERS = [
         "rows",
         "reconstruction",
         "ppca",
+        "marginals",
     },
     {"reference", "annealing", "proposals", "completion", "mixtures", "distributed", "quasirandom"},
     {"energies", "laplace", "checkpoint"},
@@ -38,6 +39,7 @@ LAYERS = [
     {"model", "heldout"},
     {"finishing"},
     {"training"},
+    {"pilot"},
     {"estimator"},
     {"outliers", "displays"},
 ]

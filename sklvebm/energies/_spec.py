@@ -51,6 +51,10 @@ class EnergySpec(DocumentedMixin, BaseEstimator, ABC):
             If a hyper-parameter is out of range.
         """
 
+    def weighs_marginals(self, n_features: int) -> bool:
+        """Whether automatic marginals are asked for, or the features standardised and no more."""
+        return False
+
     def _checked_min_scale(self) -> float:
         value = self.min_scale
         if not (isinstance(value, Real) and math.isfinite(value) and value > 0):

@@ -97,6 +97,10 @@ class TiltedEnergy(EnergySpec):
         # One feature has nothing to be mixed with.
         return bool(mixing) and n_features > 1
 
+    def weighs_marginals(self, n_features: int) -> bool:
+        """Where no Fourier features make the tilt learn the marginals."""
+        return checked_frequencies(self.n_frequencies, n_features) == 0
+
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:

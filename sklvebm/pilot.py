@@ -1,0 +1,185 @@
+"""Whether a model finds more in the features as they are, or in their normal scores.
+
+A map that straightens a feature bends what hangs together with others, and a long fit learns most
+of what the map would have told it. So both are tried on two short fits each, of the reference
+alone, one four times as long as the other. What held-out rows gain by the scores falls by about as
+much with each doubling of the updates, and is carried on so to the length of the fit that is to
+come.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._arrays import generator_from_seed, to_numpy
+from .energies import EnergySpec
+from .energies._joint import JointEnergy
+from .marginals import NormalScores
+from .saddle import DivergenceError
+from .training import Options, Trainer
+
+# Updates of the longer pilot at most, and how many times as long as the other it is.
+_MOST_UPDATES, _RATIO = 200, 4
+# Updates between evaluations, of which the best is kept.
+_BETWEEN = 50
+# Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out.
+_MOST_ROWS, _HELD_OUT = 4096, 1 / 4
+# Standard errors of the gain that the scores must bring.
+_SURE = 2.0
+# A table has one answer, whatever the seed of the fit.
+_SEED = 0
+
+
+class _ReferenceAlone(EnergySpec):
+    """Another specification's energy, without its tilt."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def build(
+        self, n_features: int, n_components: int, *, generator: torch.Generator
+    ) -> JointEnergy:
+        return self.spec.build(n_features, n_components, generator=generator).without_tilt()
+
+
+class _Judged(NamedTuple):
+    """Held-out rows ``x (n, d)``, their weights, and log p of each after a pilot."""
+
+    x: NDArray
+    weight: NDArray
+    log_prob: NDArray
+
+
+def chosen_knots(
+    marginals: str,
+    X: NDArray,
+    weight: NDArray,
+    spec: EnergySpec,
+    options: Options,
+    *,
+    device: torch.device,
+) -> Tensor | None:
+    """Knots of the normal scores that ``marginals`` stands for; None where it stands for none.
+
+    For "auto" they must be preferred.
+
+    Parameters are those of :func:`prefers_scores`.
+    """
+    if marginals == "gaussian":
+        return None
+    scores = NormalScores.fitted(X, weight)
+    wanted = marginals == "mixture" or prefers_scores(
+        scores, X, weight, spec, options, device=device
+    )
+    return torch.from_numpy(scores.knots) if wanted else None
+
+
+def prefers_scores(
+    scores: NormalScores,
+    X: NDArray,
+    weight: NDArray,
+    spec: EnergySpec,
+    options: Options,
+    *,
+    device: torch.device,
+) -> bool:
+    """Whether held-out rows are to gain by ``scores``, by two standard errors of the mean gain.
+
+    Parameters
+    ----------
+    scores : NormalScores
+        Fitted to the table.
+    X : ndarray of shape (n, d)
+        Distinct rows, standardised, NaN where missing.
+    weight : ndarray of shape (n,)
+    spec, options : EnergySpec, Options
+        Of the fit that is to come.
+    device : torch.device
+    """
+    if len(X) > _MOST_ROWS:
+        some = np.sort(np.random.RandomState(_SEED).choice(len(X), _MOST_ROWS, replace=False))
+        X, weight = X[some], weight[some]
+    cpu = torch.device("cpu")
+    generator = generator_from_seed(_SEED, cpu)
+    energy = spec.build(X.shape[1], options.n_components, generator=generator)
+    total = energy.reference_share * options.max_iter
+    long = max(2, min(_MOST_UPDATES, round(total)))
+    short = max(1, long // _RATIO)
+    try:
+        early, late = (
+            _gain(scores, X, weight, _ReferenceAlone(spec), options, length, device)
+            for length in (short, long)
+        )
+    except DivergenceError:
+        return False
+    if early is None or late is None:
+        return False
+    further = max(0.0, math.log(total / long)) / math.log(long / short)
+    gain = late.value + further * (late.value - early.value)
+    share = late.weight / late.weight.sum()
+    mean = share @ gain
+    return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
+
+
+class _Gain(NamedTuple):
+    """What held-out rows gain by scores, ``value (n,)`` in nats, and their weights."""
+
+    value: NDArray
+    weight: NDArray
+
+
+def _gain(
+    scores: NormalScores,
+    X: NDArray,
+    weight: NDArray,
+    spec: EnergySpec,
+    options: Options,
+    n_updates: int,
+    device: torch.device,
+) -> _Gain | None:
+    """The difference that scores make after ``n_updates``; None where no row can be held out."""
+    plain, scored = (
+        _judged(x, weight, spec, options, n_updates, device) for x in (X, scores.forward(X))
+    )
+    if plain is None or scored is None:
+        return None
+    change = np.nansum(scores.log_slope(scored.x), 1)
+    return _Gain(scored.log_prob + change - plain.log_prob, plain.weight)
+
+
+def _judged(
+    X: NDArray,
+    weight: NDArray,
+    spec: EnergySpec,
+    options: Options,
+    n_updates: int,
+    device: torch.device,
+) -> _Judged | None:
+    """What a pilot says of the rows that it held out; None where the table is too small for any."""
+    fraction = max(options.validation_fraction, _HELD_OUT)
+    trainer = Trainer(
+        X,
+        weight,
+        spec,
+        replace(options, max_iter=n_updates, early_stopping=True, validation_fraction=fraction),
+        random_state=_SEED,
+        device=device,
+        max_evaluations=max(1, n_updates // _BETWEEN),
+    )
+    if trainer.held_out is None:
+        return None
+    with warnings.catch_warnings():
+        # Of a state that diverged and came back: the fit will tell what it meets itself.
+        warnings.simplefilter("ignore")
+        trainer.train(lambda row, snapshot: False)
+    rows = trainer.held_out.rows
+    answers = rows.x, rows.weight, trainer.held_out_evidence()
+    return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))

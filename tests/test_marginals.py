@@ -1,0 +1,433 @@
+"""Normal scores: a bijection of each feature, and a model of scores that answers in user units."""
+
+import copy
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.datasets import load_iris
+from statistical import assert_close_to, assert_rejects
+
+from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy, pilot
+from sklvebm.marginals import NormalScores
+from sklvebm.rows import distinct_rows
+from sklvebm.saddle import DivergenceError, Saddle
+
+EDGES = np.linspace(-5.0, 5.0, 257)
+
+
+def spiked(rng, n, d=3):
+    """Rows of features that are a spike, a broad hump and a far tail, standardised."""
+    kind = rng.uniform(size=(n, d))
+    X = np.where(kind < 0.4, 0.02 * rng.standard_normal((n, d)), 2 + rng.standard_normal((n, d)))
+    X = np.where(kind > 0.9, rng.exponential(5.0, (n, d)), X)
+    return (X - X.mean(0)) / X.std(0)
+
+
+@pytest.fixture
+def table(rng):
+    return spiked(rng, 500)
+
+
+@pytest.fixture
+def scores(table):
+    return NormalScores.fitted(table, np.ones(len(table)))
+
+
+class TestMaps:
+    def test_there_and_back(self, scores, table, rng):
+        far = np.concatenate([table, 1e6 * rng.standard_normal((50, 3))])
+        np.testing.assert_allclose(scores.inverse(scores.forward(far)), far, rtol=1e-9, atol=1e-12)
+        Y = 8 * rng.standard_normal((200, 3))
+        np.testing.assert_allclose(scores.forward(scores.inverse(Y)), Y, rtol=1e-9, atol=1e-9)
+        one = scores.inverse(Y[:, None])
+        np.testing.assert_array_equal(one[:, 0], scores.inverse(Y))
+
+    def test_slope_is_the_derivative(self, scores, rng):
+        # In the middle of a piece, so that both sides lie within it.
+        middle = (EDGES[1:] + EDGES[:-1]) / 2
+        Y = np.concatenate([rng.permuted(np.tile(middle, (3, 1)), axis=1).T, [[-9, 0.01, 7]]])
+        step = 1e-3
+        rise = scores.inverse(Y + step) - scores.inverse(Y - step)
+        np.testing.assert_allclose(scores.log_slope(Y), np.log(2 * step / rise), atol=1e-8)
+
+    def test_scores_are_nearly_normal(self, scores, table):
+        Y = scores.forward(table)
+        for before, after in zip(table.T, Y.T, strict=True):
+            # The marginals are fitted to these very rows.
+            assert (
+                stats.kstest(after, "norm").statistic < stats.kstest(before, "norm").statistic / 3
+            )
+
+    def test_a_known_mixture_is_found(self, rng):
+        """BIC picks normals for a normal, and the map of it is close to the identity."""
+        X = rng.standard_normal((2000, 1))
+        scores = NormalScores.fitted(X, np.ones(2000))
+        Y = np.linspace(-2, 2, 9)[:, None]
+        # 2,000 rows tell mean and scale to a few hundredths; eight standard errors are .18 and .13.
+        slope, shift = np.polyfit(Y[:, 0], scores.inverse(Y)[:, 0], 1)
+        assert abs(shift) < 8 / 2000**0.5
+        assert abs(slope - 1) < 8 / 4000**0.5
+
+    def test_weights_are_repeats_in_any_order(self, table, rng):
+        weight = rng.integers(0, 4, len(table)).astype(float)
+        some, counts = distinct_rows(table, weight)
+        repeated = rng.permutation(table.repeat(weight.astype(int), axis=0))
+        again, repeats = distinct_rows(repeated)
+        a, b = NormalScores.fitted(some, counts), NormalScores.fitted(again, repeats)
+        np.testing.assert_array_equal(a.knots, b.knots)
+
+    def test_missing_entries_are_left_out(self, table, rng):
+        holes = rng.uniform(size=table.shape) < 0.3
+        X = np.where(holes, np.nan, table)
+        scores = NormalScores.fitted(X, np.ones(len(X)))
+        for j, column in enumerate(X.T):
+            seen = column[~np.isnan(column)][:, None]
+            alone = NormalScores.fitted(seen, np.ones(len(seen)))
+            np.testing.assert_allclose(scores.knots[j], alone.knots[0], rtol=1e-9, atol=1e-9)
+        Y = scores.forward(X)
+        for found in (Y, scores.inverse(Y), scores.log_slope(Y)):
+            np.testing.assert_array_equal(np.isnan(found), holes)
+
+    @pytest.mark.parametrize(
+        "column",
+        [np.zeros(50), np.r_[np.zeros(499), 300.0], np.arange(2.0), np.repeat([-1.0, 1.0], 40)],
+        ids=["constant", "one far value", "two rows", "two values"],
+    )
+    def test_degenerate_features(self, column):
+        column = (column - column.mean()) / (column.std() or 1.0)
+        scores = NormalScores.fitted(column[:, None], np.ones(len(column)))
+        assert (np.diff(scores.knots) > 0).all()
+        Y = scores.forward(column[:, None])
+        # The least width of a component bounds the slope; the background reaches every value.
+        assert np.abs(Y).max() < 6
+        assert scores.log_slope(Y).max() < np.log(100) + 0.5
+
+    def test_a_feature_of_many_values_is_summarised(self, rng):
+        """Summaries of 20,000 rows say what those of all rows would, to a part of the spread."""
+        X = spiked(rng, 20_000, d=1)
+        few, many = (
+            NormalScores.fitted(rows, np.ones(len(rows))).forward(X) for rows in (X, X[::2])
+        )
+        assert np.abs(few - many).mean() < 0.1
+
+
+def quadrature(mean, scale, function):
+    """E[function(y)] for y ∼ N(mean, scale²), of piecewise smooth functions."""
+    t = np.linspace(-9, 9, 40_001)
+    density = stats.norm.pdf(t)
+    values = function(mean + scale * t[:, None])
+    return (values * density[:, None]).sum(0) / density.sum()
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A linear model of normal scores: all that a map changes can be worked out."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 1)) * 0.7 + 0.7 * rng.standard_normal((300, 3))
+    # Nearly uniform: a map that bends, and no tail whose few rows are all of a mean.
+    X = 10 + 1 / (1 + np.exp(-2 * X))
+    model = LVEBMEstimator(1, energy="linear", marginals="mixture", random_state=0).fit(X)
+    return X, model
+
+
+def law_of_scores(model):
+    reference = model._model.energy.reference
+    W, loc, log_scale = (
+        p.detach().numpy().astype(float)
+        for p in (reference.weight, reference.loc, reference.log_scale)
+    )
+    return W, loc, np.exp(log_scale[0])
+
+
+class TestLinear:
+    def test_score_is_the_normal_density_of_the_scores_times_the_slope(self, linear):
+        X, model = linear
+        W, loc, scale = law_of_scores(model)
+        covariance = W @ W.T + scale**2 * np.eye(3)
+        Y = model._to_model_units(X)
+        # Where no edge of a piece lies between.
+        step = 1e-6
+        rise = (model._to_model_units(X + step) - model._to_model_units(X - step)) / (2 * step)
+        within = np.abs((Y[..., None] - EDGES) / 1e-3).min((1, 2)) > 1
+        exact = stats.multivariate_normal(loc, covariance).logpdf(Y) + np.log(rise).sum(1)
+        np.testing.assert_allclose(model.score_samples(X)[within], exact[within], atol=1e-3)
+        assert within.sum() > 200
+
+    def test_missing_entries_are_integrated_out(self, linear):
+        X, model = linear
+        W, loc, scale = law_of_scores(model)
+        rows = X[:20].copy()
+        rows[:, 1] = np.nan
+        covariance = (W @ W.T + scale**2 * np.eye(3))[np.ix_([0, 2], [0, 2])]
+        Y = model._to_model_units(X[:20])
+        slope = model._scores.log_slope(Y) - np.log(model._scaler.scale_)
+        exact = stats.multivariate_normal(loc[[0, 2]], covariance).logpdf(Y[:, [0, 2]])
+        exact += slope[:, [0, 2]].sum(1)
+        np.testing.assert_allclose(model.score_samples(rows), exact, atol=1e-3)
+
+    def test_density_integrates_to_one(self, linear):
+        X = linear[0][:, :1]
+        model = LVEBMEstimator(1, energy="linear", marginals="mixture").fit(X)
+        ends = model._not_standardised(model._scores.inverse(np.r_[-12.0, EDGES, 12.0][:, None]))
+        nodes, weights = np.polynomial.legendre.leggauss(20)
+        half = np.diff(ends[:, 0]) / 2
+        points = (ends[:-1, 0] + half)[:, None] + half[:, None] * nodes
+        density = np.exp(model.score_samples(points.reshape(-1, 1))).reshape(points.shape)
+        assert (half[:, None] * weights * density).sum() == pytest.approx(1, abs=1e-5)
+
+    def test_the_joint_energy_is_that_of_user_units(self, linear):
+        X, model = linear
+        Z = np.linspace(-9, 9, 4001)[:, None]
+        for row in X[:3]:
+            energy = model.joint_energy(np.tile(row, (len(Z), 1)), Z)
+            total = np.trapezoid(np.exp(-energy), Z[:, 0])
+            assert -np.log(total) == pytest.approx(model.free_energy(row[None])[0], abs=1e-4)
+
+    def test_samples_have_the_law_of_the_scores(self, linear, seed):
+        model = linear[1]
+        W, loc, scale = law_of_scores(model)
+        Y = model._to_model_units(model.sample(64 * 64, random_state=seed))
+        assert_close_to(Y.reshape(64, 64, 3).mean(1), loc, slack=1e-5)
+        squares = ((Y - loc)[:, :, None] * (Y - loc)[:, None]).reshape(64, 64, 3, 3).mean(1)
+        assert_close_to(squares, W @ W.T + scale**2 * np.eye(3), slack=1e-4)
+
+    def test_decode_is_the_mean_of_what_scores_stand_for(self, linear, rng):
+        model = linear[1]
+        W, loc, scale = law_of_scores(model)
+        z = np.array([[-1.5], [0.0], [2.0]])
+        exact = [quadrature(W @ row + loc, scale, model._scores.inverse) for row in z]
+        found = [
+            dataclasses.replace(model._model, seed=int(seed))
+            .decoded(model._model.start.new_tensor(z), model._from_scores())
+            .numpy()
+            for seed in rng.integers(2**31, size=32)
+        ]
+        assert_close_to(found, exact, slack=1e-5)
+        straight = model._scores.inverse(z @ W.T + loc)
+        assert_rejects(found, straight)
+        expected = model._not_standardised(np.mean(found, 0))
+        np.testing.assert_allclose(model.decode(z), expected, rtol=0.02)
+
+    def test_imputed_means(self, linear, rng):
+        X, model = linear
+        W, loc, scale = law_of_scores(model)
+        row = X[:1].copy()
+        row[0, 2] = np.nan
+        y = model._to_model_units(row)[0, :2]
+        covariance = W @ W.T + scale**2 * np.eye(3)
+        gain = covariance[2, :2] @ np.linalg.inv(covariance[:2, :2])
+        mean = loc[2] + gain @ (y - loc[:2])
+        spread = np.sqrt(covariance[2, 2] - gain @ covariance[:2, 2])
+        one = NormalScores(model._scores.knots[2:])
+        exact = quadrature(np.array([mean]), spread, one.inverse)[0]
+        y = model._rows(row)[0]
+        found = [
+            dataclasses.replace(model._model, seed=int(seed)).completed_mean(
+                y.float(), model._from_scores()
+            )[0, 2]
+            for seed in rng.integers(2**31, size=32)
+        ]
+        # Self-normalised importance sampling is biased by about one part in its draws.
+        assert_close_to(np.array(found), exact, slack=0.02)
+        filled = model.impute(row)
+        np.testing.assert_array_equal(filled[0, :2], row[0, :2])
+        assert filled[0, 2] == pytest.approx(
+            model._not_standardised(np.array([0.0, 0.0, exact]))[2], rel=0.05
+        )
+        drawn = model.sample_conditional(row, 64 * 32, random_state=int(rng.integers(2**31)))[:, 0]
+        user = exact * model._scaler.scale_[2] + model._scaler.mean_[2]
+        assert_close_to(drawn[:, 2].reshape(64, 32).mean(1), user, slack=1e-4)
+
+    def test_inverse_transform_predicts_rows(self, linear, seed):
+        """Better than the decoded posterior mean, which varies too little."""
+        model = linear[1]
+        X = model.sample(64 * 64, random_state=seed)
+        T = model.transform(X)
+        errors = [((X - back(T)) ** 2).sum(1) for back in (model.decode, model.inverse_transform)]
+        gain = (errors[0] - errors[1]).reshape(64, 64).mean(1)
+        assert_rejects(gain, 0.0)
+        assert gain.mean() > 0
+
+
+def bimodal(rng, n, d=5):
+    """Independent features that no short fit learns by itself."""
+    return np.sign(rng.standard_normal((n, d))) + 0.02 * rng.standard_normal((n, d))
+
+
+def quick(**params):
+    energy = TiltedEnergy((8,), (8,))
+    small = {"n_components": 2, "energy": energy, "max_iter": 60, "pool_size": 64}
+    return LVEBMEstimator(**small | {"random_state": 0} | params)
+
+
+class TestChoice:
+    def test_scores_are_taken_where_they_help(self, rng):
+        X, fresh = bimodal(rng, 300), bimodal(rng, 300)
+        auto, gaussian = quick().fit(X), quick(marginals="gaussian").fit(X)
+        assert (auto.marginals_, gaussian.marginals_) == ("mixture", "gaussian")
+        # Each feature has two spikes fifty times as narrow as the normal that is not told.
+        assert auto.score(fresh) > gaussian.score(fresh) + 1
+        other = quick(random_state=7).fit(X)
+        np.testing.assert_array_equal(other._scores.knots, auto._scores.knots)
+        always = quick(marginals="mixture").fit(X)
+        np.testing.assert_array_equal(always.score_samples(fresh), auto.score_samples(fresh))
+
+    @pytest.mark.parametrize(
+        ("early", "late", "wanted"),
+        [(3.0, 2.8, True), (3.0, 1.0, False), (0.0, -1.0, False), (-2.0, 2.0, True)],
+    )
+    def test_gains_are_carried_on_to_the_length_of_the_fit(
+        self, monkeypatch, rng, early, late, wanted
+    ):
+        """1,600 updates are three doublings of a fourfold away from 200: 1.5 differences."""
+        spread = rng.standard_normal(100)
+        spread -= spread.mean()
+
+        def gain(scores, X, weight, spec, options, n_updates, device):
+            assert n_updates in (50, 200)
+            value = (late if n_updates == 200 else early) + 0.01 * spread
+            return pilot._Gain(value, np.ones(100))
+
+        monkeypatch.setattr(pilot, "_gain", gain)
+        X = bimodal(rng, 300)
+        # Three quarters of the updates are the reference's.
+        options = {"energy": TiltedEnergy((8,), (8,)), "max_iter": 2133}
+        assert late + 1.5 * (late - early) > 0 if wanted else late + 1.5 * (late - early) < 0
+        assert self.choice(monkeypatch, X, **options) == wanted
+
+    @staticmethod
+    def choice(monkeypatch, X, **params):
+        """What ``fit`` decides; it then stops."""
+        found = []
+        original = pilot.chosen_knots
+
+        def spy(*args, **kwargs):
+            found.append(original(*args, **kwargs))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pilot, "chosen_knots", spy)
+            with pytest.raises(KeyboardInterrupt):
+                quick(**params).fit(X)
+        return found[0] is not None
+
+    def test_a_gain_must_be_sure(self, monkeypatch, rng):
+        value = np.tile([9.0, -8.9], 50)
+        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value, np.ones(100)))
+        assert not self.choice(monkeypatch, bimodal(rng, 300))
+        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value + 9, np.ones(100)))
+        assert self.choice(monkeypatch, bimodal(rng, 300))
+
+    def test_pilots_that_fail_choose_nothing(self, monkeypatch, rng):
+        def diverge(*args):
+            raise DivergenceError("no")
+
+        monkeypatch.setattr(pilot, "_judged", diverge)
+        assert not self.choice(monkeypatch, bimodal(rng, 300))
+        monkeypatch.setattr(pilot, "_judged", lambda *args: None)
+        assert not self.choice(monkeypatch, bimodal(rng, 300))
+
+    @pytest.mark.parametrize(
+        ("params", "n_features"),
+        [
+            ({}, 4),
+            ({"energy": "linear"}, 5),
+            ({"energy": "free"}, 5),
+            ({"energy": TiltedEnergy((8,), (8,), n_frequencies=4)}, 5),
+            ({"marginals": "gaussian"}, 5),
+        ],
+    )
+    def test_where_nothing_is_asked(self, monkeypatch, rng, params, n_features):
+        monkeypatch.setattr(pilot, "prefers_scores", None)
+        model = quick(**{"max_iter": 2} | params).fit(bimodal(rng, 60, n_features))
+        assert model.marginals_ == "gaussian"
+
+    def test_many_rows_are_thinned(self, monkeypatch, rng):
+        seen = []
+
+        def gain(scores, X, weight, *args):
+            seen.append((len(X), len(weight)))
+            return pilot._Gain(np.array([1.0, 1.1]), np.ones(2))
+
+        monkeypatch.setattr(pilot, "_gain", gain)
+        assert self.choice(monkeypatch, bimodal(rng, 5000))
+        assert seen == [(4096, 4096)] * 2
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match="marginals must be one of"):
+            quick(marginals="normal").fit(load_iris().data)
+
+
+class TestContinuing:
+    @pytest.fixture
+    def X(self, rng):
+        return bimodal(rng, 60)
+
+    def test_the_maps_stay(self, X):
+        model = quick(marginals="mixture", max_iter=5, warm_start=True).fit(X)
+        knots = model._scores.knots.copy()
+        model.fit(X + 0.5)
+        np.testing.assert_array_equal(model._scores.knots, knots)
+        model.partial_fit(X[:20])
+        np.testing.assert_array_equal(model._scores.knots, knots)
+        with pytest.raises(ValueError, match="marginals was mixture, and is gaussian"):
+            model.set_params(marginals="gaussian").fit(X)
+        assert np.isfinite(model.set_params(marginals="auto").fit(X).score(X))
+        assert model.marginals_ == "mixture"
+
+    def test_the_first_batch_is_not_asked(self, X, monkeypatch):
+        monkeypatch.setattr(pilot, "prefers_scores", None)
+        assert quick().partial_fit(X).marginals_ == "gaussian"
+        assert quick(marginals="mixture").partial_fit(X).marginals_ == "mixture"
+
+    def test_a_fit_that_goes_on_does_not_ask_again(self, X, tmp_path, monkeypatch):
+        expected = quick().fit(X)
+        path = tmp_path / "fit"
+        update, calls = Saddle.update, []
+
+        def interrupted(self, run):
+            calls.append(run.stage.name)
+            # The pilots have no tilt.
+            if calls.count("tilt") == 9:
+                raise KeyboardInterrupt
+            return update(self, run)
+
+        model = quick(checkpoint=path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Saddle, "update", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(X)
+        assert path.exists()
+        monkeypatch.setattr(pilot, "prefers_scores", None)
+        model.fit(X)
+        assert model.marginals_ == expected.marginals_ == "mixture"
+        np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))
+
+    def test_pickles(self, X):
+        model = quick(marginals="mixture", max_iter=5).fit(X)
+        loaded = pickle.loads(pickle.dumps(model))
+        np.testing.assert_array_equal(loaded.score_samples(X), model.score_samples(X))
+        np.testing.assert_array_equal(
+            loaded.inverse_transform(loaded.transform(X)),
+            model.inverse_transform(model.transform(X)),
+        )
+        np.testing.assert_array_equal(loaded.sample(3), copy.deepcopy(model).sample(3))
+
+    def test_units_do_not_matter(self, X):
+        a = quick(marginals="mixture", max_iter=5).fit(X)
+        b = quick(marginals="mixture", max_iter=5).fit(1000 * X - 7)
+        np.testing.assert_allclose(
+            a.score_samples(X), b.score_samples(1000 * X - 7) + 5 * np.log(1000), atol=0.05
+        )
+
+
+def test_modules_see_scores(rng):
+    X = bimodal(rng, 60)
+    model = LVEBMEstimator(
+        2, energy="free", marginals="mixture", max_iter=5, pool_size=64, random_state=0
+    ).fit(X)
+    assert np.isfinite(model.score(X))
+    assert LinearEnergy().weighs_marginals(9) is False
