@@ -117,7 +117,7 @@ class LVEBMEstimator(
         - "linear": linear-Gaussian, all in closed form; see
           :class:`~sklvebm.energies.LinearEnergy`.
         - a callable ``(n_features, n_components) -> torch.nn.Module`` whose module maps
-          ``x (n, d)`` (standardised, or normal scores) and ``z (n, k)`` to energies ``(n,)``.
+          ``x (n, d)`` (standardised, and mapped) and ``z (n, k)`` to energies ``(n,)``.
 
         Hyper-parameters nest: ``set_params(energy__hidden_layer_sizes=(64,))`` also works when
         ``energy`` is a name, and replaces the name by its specification.
@@ -125,9 +125,9 @@ class LVEBMEstimator(
         What each feature is taken for by itself, before the energy sees it.
 
         - "gaussian": it is standardised.
-        - "mixture": it is a mixture of normals of one to eight components, and the energy sees its
-          normal score Φ⁻¹(F(x)). All answers stay in the user's units; those that are means of
-          observations are taken over draws.
+        - "mixture": it is a mixture of normals of one to eight components, and the energy sees it
+          through the monotone map that widens these: spikes become bumps. All answers stay in the
+          user's units; those that are means of observations are taken over draws.
         - "auto": whichever two short fits each of the reference let expect more of on held-out
           rows; "gaussian" unless the gain is two standard errors. It is the same for any
           ``random_state``. Only ``fit`` with a tilted energy that has no Fourier features (more
@@ -230,7 +230,7 @@ class LVEBMEstimator(
     Notes
     -----
     Likelihoods are in nats and in the units of the ``X`` given. Features are standardised inside,
-    or replaced by their normal scores (``marginals``).
+    and mapped where ``marginals_`` is "mixture".
     ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
     and fixed by ``fit``: the same row gets the same answer in any batch.
 
@@ -505,7 +505,7 @@ class LVEBMEstimator(
         from ._arrays import resolve_device, to_numpy
         from .checkpoint import described
         from .distributed import Group
-        from .marginals import NormalScores
+        from .marginals import MarginalMaps
         from .pilot import chosen_knots
         from .saddle import DivergenceError
         from .training import Options, Trainer
@@ -541,8 +541,8 @@ class LVEBMEstimator(
                     marginals, self._standardised(X), weight, spec, options, device=device
                 ),
             )
-            self._scores = None if knots is None else NormalScores(to_numpy(knots))
-            self.marginals_ = "gaussian" if self._scores is None else "mixture"
+            self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
+            self.marginals_ = "gaussian" if self._maps is None else "mixture"
         trainer = Trainer(
             self._to_model_units(X),
             weight,
@@ -601,8 +601,8 @@ class LVEBMEstimator(
         if path is None and group.size == 1:
             return Progress(None, self._random_state, group)
         tables = [X, weight, self._scaler.mean_, self._scaler.scale_]
-        if start is not None and self._scores is not None:
-            tables.append(self._scores.knots)
+        if start is not None and self._maps is not None:
+            tables.append(self._maps.knots)
         is_seeded = isinstance(self.random_state, Integral)
         identity = settings | {
             "sklvebm": __version__,
@@ -691,20 +691,20 @@ class LVEBMEstimator(
         return X * self._scaler.scale_ + self._scaler.mean_
 
     def _to_model_units(self, X: NDArray) -> NDArray:
-        """What the energy sees: features standardised, or their normal scores."""
+        """What the energy sees: features standardised, and mapped where there are maps."""
         X = self._standardised(X)
-        return X if self._scores is None else self._scores.forward(X)
+        return X if self._maps is None else self._maps.forward(X)
 
     def _to_user_units(self, x: NDArray) -> NDArray:
-        return self._not_standardised(x if self._scores is None else self._scores.inverse(x))
+        return self._not_standardised(x if self._maps is None else self._maps.inverse(x))
 
-    def _from_scores(self) -> Callable[[Tensor], Tensor] | None:
-        """What gives standardised features of normal scores; None where there are none."""
-        if self._scores is None:
+    def _from_maps(self) -> Callable[[Tensor], Tensor] | None:
+        """The way back to standardised features; None where they are not mapped."""
+        if self._maps is None:
             return None
         from ._arrays import on_tensors
 
-        return on_tensors(self._scores.inverse)
+        return on_tensors(self._maps.inverse)
 
     def _log_jacobian(self, x: Tensor) -> NDArray:
         """What the log-density of ``x``, of what is seen of it, loses on the way to user units."""
@@ -712,8 +712,8 @@ class LVEBMEstimator(
 
         entries = to_numpy(x)
         loss = np.log(self._scaler.scale_)
-        if self._scores is not None:
-            loss = loss - self._scores.log_slope(entries)
+        if self._maps is not None:
+            loss = loss - self._maps.log_slope(entries)
         return np.where(np.isnan(entries), 0.0, loss).sum(1)
 
     def _rows(self, X: Any, *, exact: bool = False):
@@ -807,7 +807,7 @@ class LVEBMEstimator(
 
         Z = self._latents(Z)
         z = to_tensor(Z, self._model.device)
-        X = to_numpy(getattr(self._model, answer)(z, self._from_scores()))
+        X = to_numpy(getattr(self._model, answer)(z, self._from_maps()))
         return self._not_standardised(X).astype(Z.dtype)
 
     def sample(self, n_samples=1, random_state=None):
@@ -877,7 +877,7 @@ class LVEBMEstimator(
         from ._arrays import to_numpy
 
         x, model, dtype = self._rows(X)
-        found = to_numpy(model.completed_mean(x, self._from_scores()))
+        found = to_numpy(model.completed_mean(x, self._from_maps()))
         return self._filled(X, dtype, self._not_standardised(found))
 
     def sample_conditional(self, X, n_samples=1, random_state=None):

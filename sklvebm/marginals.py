@@ -1,16 +1,19 @@
-r"""Normal scores: each feature by itself to a coordinate that is close to N(0, 1), and back.
+r"""Each feature by itself to a coordinate without spikes, by a monotone map, and back.
 
-.. math:: y_j = Φ^{-1}(F_j(x_j)), \qquad \log p(x) = \log p(y) + \sum_j \log \frac{dy_j}{dx_j}
+.. math:: y_j = C_j^{-1}(F_j(x_j)), \qquad \log p(x) = \log p(y) + \sum_j \log \frac{dy_j}{dx_j}
 
 F_j is the distribution function of a mixture of normals, fitted to feature j by EM, its size chosen
-by BIC. The map is the piecewise linear one through 257 points of F_j, and what is linear beyond the
-last ones: a bijection whose inverse and slope are exact, so that densities stay normalised.
+by BIC; C_j is that of the same mixture with every component widened. The map is the optimal
+transport from the one to the other: a spike becomes a bump, and what is broad stays as it is, so
+that features hang together as before. In use is the piecewise linear one through 257 points of it,
+and what is linear beyond the last ones: a bijection whose inverse and slope are exact, so that
+densities stay normalised.
 
 References
 ----------
-H. Liu, J. Lafferty and L. Wasserman (2009), "The nonparanormal: semiparametric estimation of high
-dimensional undirected graphs", JMLR 10. G. Schwarz (1978), "Estimating the dimension of a model",
-Annals of Statistics 6(2).
+G. Peyré and M. Cuturi (2019), "Computational optimal transport", Foundations and Trends in Machine
+Learning 11(5-6), remark 2.30. G. Schwarz (1978), "Estimating the dimension of a model", Annals of
+Statistics 6(2).
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-# Where the points of F_j lie, in y: evenly. F_j is all background beyond them.
+# Variance that a component gains, as a standard deviation, in those of the feature. Wider, features
+# lose what they have to do with others; narrower, likelihood.
+_WIDENED = 0.25
+# Where the points of F_j lie, as normal quantiles: evenly. F_j is all background beyond them.
 _LIMIT, _N_KNOTS = 5.0, 257
 _KNOTS = np.linspace(-_LIMIT, _LIMIT, _N_KNOTS)
-_STEP = _KNOTS[1] - _KNOTS[0]
 # Sizes of the mixtures that BIC chooses among. More would follow the single rows of a few hundred.
 _SIZES = (1, 2, 3, 5, 8)
 # Least standard deviation of a component, in those of the feature: a spike of the map makes a
@@ -40,52 +45,63 @@ _N_HALVINGS = 60
 _LOG_2PI = np.log(2 * np.pi)
 
 
-class NormalScores:
+class MarginalMaps:
     """The maps of d features.
 
     Parameters
     ----------
-    knots : ndarray of shape (d, 257)
-        x_j where y_j is at its even grid, increasing.
+    knots : ndarray of shape (2, d, 257)
+        x and y of the points that the map of each feature goes through, increasing.
     """
 
     def __init__(self, knots: NDArray) -> None:
         self.knots = knots
 
     @classmethod
-    def fitted(cls, X: NDArray, weight: NDArray) -> NormalScores:
+    def fitted(cls, X: NDArray, weight: NDArray) -> MarginalMaps:
         """Fit to standardised rows ``X (n, d)``, NaN where missing, that count ``weight (n,)``."""
         parts = _parts(X, weight)
         width = max(1, _AT_ONCE // (parts.mean.shape[1] * max(_SIZES)))
-        some = (slice(start, start + width) for start in range(0, X.shape[1], width))
-        return cls(np.concatenate([_quantiles(*_best_mixtures(parts.of(few))) for few in some]))
+        knots = []
+        for start in range(0, X.shape[1], width):
+            mixtures = _best_mixtures(parts.of(slice(start, start + width)))
+            knots.append(np.stack([_quantiles(*mixtures), _quantiles(*mixtures.widened())]))
+        return cls(np.concatenate(knots, axis=1))
 
     def forward(self, X: NDArray) -> NDArray:
-        """Scores y of ``X (..., d)``, standardised; NaN stays NaN."""
-        found = np.empty(np.shape(X))
-        for j, (column, knots) in enumerate(zip(np.moveaxis(X, -1, 0), self.knots, strict=True)):
-            piece = np.clip(np.searchsorted(knots, column) - 1, 0, _N_KNOTS - 2)
-            low, high = knots[piece], knots[piece + 1]
-            found[..., j] = _KNOTS[piece] + (column - low) * (_STEP / (high - low))
-        return found
+        """y of ``X (..., d)``, standardised; NaN stays NaN."""
+        return _through(X, *self.knots)
 
     def inverse(self, Y: NDArray) -> NDArray:
-        """X of scores ``Y (..., d)``: undoes :meth:`forward`."""
-        piece, feature = self._pieces(Y)
-        return self.knots[feature, piece] + (Y - _KNOTS[piece]) * self._widths(piece) / _STEP
+        """X of ``Y (..., d)``: undoes :meth:`forward`."""
+        return _through(Y, *self.knots[::-1])
 
     def log_slope(self, Y: NDArray) -> NDArray:
-        """log dy/dx of each entry, at scores ``Y (..., d)``; NaN where missing."""
-        slope = np.log(_STEP) - np.log(self._widths(self._pieces(Y)[0]))
-        return np.where(np.isnan(Y), np.nan, slope)
+        """log dy/dx of each entry, at ``Y (..., d)``; NaN where missing."""
+        x, y = self.knots
+        slopes = np.log(np.diff(y) / np.diff(x))
+        found = [s[_piece(column, a)] for column, a, s in zip(_columns(Y), y, slopes, strict=True)]
+        return np.where(np.isnan(Y), np.nan, np.stack(found, -1))
 
-    def _pieces(self, Y: NDArray) -> tuple[NDArray, NDArray]:
-        """Which linear piece each entry lies in, and the feature that it is of."""
-        place = np.nan_to_num((np.asarray(Y, np.float64) + _LIMIT) / _STEP)
-        return np.clip(place, 0, _N_KNOTS - 2).astype(np.intp), np.arange(len(self.knots))
 
-    def _widths(self, piece: NDArray) -> NDArray:
-        return np.diff(self.knots)[np.arange(len(self.knots)), piece]
+def _through(values: NDArray, start: NDArray, end: NDArray) -> NDArray:
+    """Where the lines from ``start`` to ``end (d, 257)`` take each entry of ``values (..., d)``."""
+    slopes = np.diff(end) / np.diff(start)
+    found = []
+    for column, a, b, slope in zip(_columns(values), start, end, slopes, strict=True):
+        piece = _piece(column, a)
+        found.append(b[piece] + (column - a[piece]) * slope[piece])
+    return np.stack(found, -1)
+
+
+def _columns(values: NDArray) -> NDArray:
+    """Of each feature what lies in a row, so that it is read at once."""
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0))
+
+
+def _piece(column: NDArray, knots: NDArray) -> NDArray:
+    """Which line each entry lies on; those beyond the knots on the last ones."""
+    return np.clip(np.searchsorted(knots, column) - 1, 0, len(knots) - 2)
 
 
 class _Parts(NamedTuple):
@@ -135,6 +151,12 @@ class _Mixtures(NamedTuple):
 
     def of(self, features: NDArray | slice) -> _Mixtures:
         return _Mixtures(*(part[features] for part in self))
+
+    def widened(self) -> _Mixtures:
+        """The same with more variance in every component but the background, the first."""
+        scale = np.hypot(self.scale, _WIDENED)
+        scale[:, 0] = self.scale[:, 0]
+        return self._replace(scale=scale)
 
     def put(self, features: NDArray, others: _Mixtures) -> None:
         """Those of ``features`` become ``others``, of no more components."""
@@ -215,7 +237,7 @@ def _log_joint(parts: _Parts, mixtures: _Mixtures) -> NDArray:
 
 
 def _quantiles(shares: NDArray, means: NDArray, scales: NDArray) -> NDArray:
-    """x_j where F_j is Φ of the knots, ``(d, 257)``, by bisection."""
+    """Where the distribution functions are Φ of the knots, ``(d, 257)``, by bisection."""
     # Every component has less than Φ(−limit) of its mass below, and above.
     reach = (_LIMIT + 1) * scales
     used = shares > 0

@@ -1,10 +1,10 @@
-"""Whether a model finds more in the features as they are, or in their normal scores.
+"""Whether a model finds more in the features as they are, or in what marginal maps make of them.
 
-A map that straightens a feature bends what hangs together with others, and a long fit learns most
-of what the map would have told it. So both are tried on two short fits each, of the reference
-alone, one four times as long as the other. What held-out rows gain by the scores falls by about as
-much with each doubling of the updates, and is carried on so to the length of the fit that is to
-come.
+A map that widens the spikes of a feature bends what hangs together with others, and a long fit
+learns most of what the map would have told it. So both are tried on two short fits each, of the
+reference alone, one four times as long as the other. What held-out rows gain by the maps falls by
+about as much with each doubling of the updates, and is carried on so to the length of the fit that
+is to come.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ._arrays import generator_from_seed, to_numpy
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
-from .marginals import NormalScores
+from .marginals import MarginalMaps
 from .saddle import DivergenceError
 from .training import Options, Trainer
 
@@ -32,7 +32,7 @@ _MOST_UPDATES, _RATIO = 200, 4
 _BETWEEN = 50
 # Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out.
 _MOST_ROWS, _HELD_OUT = 4096, 1 / 4
-# Standard errors of the gain that the scores must bring.
+# Standard errors of the gain that the maps must bring.
 _SURE = 2.0
 # A table has one answer, whatever the seed of the fit.
 _SEED = 0
@@ -67,23 +67,21 @@ def chosen_knots(
     *,
     device: torch.device,
 ) -> Tensor | None:
-    """Knots of the normal scores that ``marginals`` stands for; None where it stands for none.
+    """Knots of the maps that ``marginals`` stands for; None where it stands for none.
 
     For "auto" they must be preferred.
 
-    Parameters are those of :func:`prefers_scores`.
+    Parameters are those of :func:`prefers_maps`.
     """
     if marginals == "gaussian":
         return None
-    scores = NormalScores.fitted(X, weight)
-    wanted = marginals == "mixture" or prefers_scores(
-        scores, X, weight, spec, options, device=device
-    )
-    return torch.from_numpy(scores.knots) if wanted else None
+    maps = MarginalMaps.fitted(X, weight)
+    wanted = marginals == "mixture" or prefers_maps(maps, X, weight, spec, options, device=device)
+    return torch.from_numpy(maps.knots) if wanted else None
 
 
-def prefers_scores(
-    scores: NormalScores,
+def prefers_maps(
+    maps: MarginalMaps,
     X: NDArray,
     weight: NDArray,
     spec: EnergySpec,
@@ -91,11 +89,11 @@ def prefers_scores(
     *,
     device: torch.device,
 ) -> bool:
-    """Whether held-out rows are to gain by ``scores``, by two standard errors of the mean gain.
+    """Whether held-out rows are to gain by ``maps``, by two standard errors of the mean gain.
 
     Parameters
     ----------
-    scores : NormalScores
+    scores : MarginalMaps
         Fitted to the table.
     X : ndarray of shape (n, d)
         Distinct rows, standardised, NaN where missing.
@@ -115,7 +113,7 @@ def prefers_scores(
     short = max(1, long // _RATIO)
     try:
         early, late = (
-            _gain(scores, X, weight, _ReferenceAlone(spec), options, length, device)
+            _gain(maps, X, weight, _ReferenceAlone(spec), options, length, device)
             for length in (short, long)
         )
     except DivergenceError:
@@ -130,14 +128,14 @@ def prefers_scores(
 
 
 class _Gain(NamedTuple):
-    """What held-out rows gain by scores, ``value (n,)`` in nats, and their weights."""
+    """What held-out rows gain by maps, ``value (n,)`` in nats, and their weights."""
 
     value: NDArray
     weight: NDArray
 
 
 def _gain(
-    scores: NormalScores,
+    maps: MarginalMaps,
     X: NDArray,
     weight: NDArray,
     spec: EnergySpec,
@@ -145,14 +143,14 @@ def _gain(
     n_updates: int,
     device: torch.device,
 ) -> _Gain | None:
-    """The difference that scores make after ``n_updates``; None where no row can be held out."""
-    plain, scored = (
-        _judged(x, weight, spec, options, n_updates, device) for x in (X, scores.forward(X))
+    """The difference that maps make after ``n_updates``; None where no row can be held out."""
+    plain, mapped = (
+        _judged(x, weight, spec, options, n_updates, device) for x in (X, maps.forward(X))
     )
-    if plain is None or scored is None:
+    if plain is None or mapped is None:
         return None
-    change = np.nansum(scores.log_slope(scored.x), 1)
-    return _Gain(scored.log_prob + change - plain.log_prob, plain.weight)
+    change = np.nansum(maps.log_slope(mapped.x), 1)
+    return _Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
 
 
 def _judged(
