@@ -32,8 +32,9 @@ _MOST_UPDATES, _RATIO = 200, 4
 _BETWEEN = 50
 # Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out.
 _MOST_ROWS, _HELD_OUT = 4096, 1 / 4
-# Standard errors of the gain that the maps must bring.
-_SURE = 2.0
+# Standard errors of the gain that the maps must bring; and how far from the median, in robust
+# standard deviations, that of a row may count: one row of 45 nats makes no mean less sure.
+_SURE, _FARTHEST, _MAD_TO_STD = 2.0, 3.0, 1.4826
 # A table has one answer, whatever the seed of the fit.
 _SEED = 0
 
@@ -123,8 +124,20 @@ def prefers_maps(
     further = max(0.0, math.log(total / long)) / math.log(long / short)
     gain = late.value + further * (late.value - early.value)
     share = late.weight / late.weight.sum()
+    gain = _without_outliers(gain, share)
     mean = share @ gain
     return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
+
+
+def _without_outliers(values: NDArray, share: NDArray) -> NDArray:
+    """``values``, none farther than ``_FARTHEST`` robust standard deviations from the median."""
+
+    def median(some: NDArray) -> float:
+        return np.quantile(some, 0.5, weights=share, method="inverted_cdf")
+
+    middle = median(values)
+    reach = _FARTHEST * _MAD_TO_STD * median(np.abs(values - middle))
+    return np.clip(values, middle - reach, middle + reach)
 
 
 class _Gain(NamedTuple):

@@ -326,6 +326,12 @@ class TestChoice:
         monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value + 9, np.ones(100)))
         assert self.choice(monkeypatch, bimodal(rng, 300))
 
+    def test_one_row_makes_no_gain_less_sure(self, monkeypatch, rng):
+        value = np.r_[1 + 0.1 * rng.standard_normal(99), 500.0]
+        assert value.mean() < 2 * value.std() / 10
+        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value, np.ones(100)))
+        assert self.choice(monkeypatch, bimodal(rng, 300))
+
     def test_pilots_that_fail_choose_nothing(self, monkeypatch, rng):
         def diverge(*args):
             raise DivergenceError("no")
