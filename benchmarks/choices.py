@@ -167,8 +167,9 @@ def keep(data, name, rows, where):
 
 def table(cells):
     lines = [
-        "| data | variant | held-out nats | latent accuracy | largest energy gap | fit, s |",
-        "|---|---|---|---|---|---|",
+        "| data | variant | marginals | held-out nats | latent accuracy | largest energy gap | "
+        "fit, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         rows = cell["seeds"]
@@ -181,9 +182,11 @@ def table(cells):
         # Planar densities are learned to within hundredths of a nat.
         places = 3 if cell["data"] in PLANAR else 2
         likelihood = f"{mean['log_likelihood']:.{places}f}"
+        # What a fit of before there was a choice had.
+        chosen = dict.fromkeys(row.get("marginals", "gaussian") for row in rows)
         lines.append(
-            f"| {cell['data']} | {cell['variant']} | {likelihood} | {accuracy} | "
-            f"{mean['largest_gap']:.1f} | {mean['seconds']:.0f} |"
+            f"| {cell['data']} | {cell['variant']} | {', '.join(chosen)} | {likelihood} | "
+            f"{accuracy} | {mean['largest_gap']:.1f} | {mean['seconds']:.0f} |"
         )
     n_seeds = sorted({len(cell["seeds"]) for cell in cells})
     torch = sorted({cell["machine"]["torch"] for cell in cells})
