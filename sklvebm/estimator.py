@@ -207,7 +207,7 @@ class LVEBMEstimator(
         callback asked to stop.
     history_ : list of dict
         One entry an evaluation: stage, update, energy gap, acceptances, and, under early stopping,
-        the held-out log-likelihood (nats a row, in the units that the energy sees).
+        the held-out log-likelihood (nats a row, in standardised units).
     marginals_ : {"gaussian", "mixture"}
         What the features are taken for.
     log_partition_ : float
@@ -543,8 +543,9 @@ class LVEBMEstimator(
             )
             self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
             self.marginals_ = "gaussian" if self._maps is None else "mixture"
+        x = self._to_model_units(X)
         trainer = Trainer(
-            self._to_model_units(X),
+            x,
             weight,
             spec,
             options,
@@ -552,6 +553,7 @@ class LVEBMEstimator(
             device=device,
             start=start,
             group=group,
+            log_slope=None if self._maps is None else np.nansum(self._maps.log_slope(x), 1),
         )
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components

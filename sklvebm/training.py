@@ -119,6 +119,9 @@ class Trainer:
     max_evaluations : int
         How often the held-out rows are asked in ``options.max_iter`` updates, and at the start of a
         stage.
+    log_slope : ndarray of shape (n,), optional
+        What log p of each row gains on the way back to standardised units, where ``X`` is mapped:
+        held-out likelihoods are in these.
     """
 
     def __init__(
@@ -133,8 +136,11 @@ class Trainer:
         start: Model | None = None,
         group: Group | None = None,
         max_evaluations: int = _N_EVALUATIONS,
+        log_slope: NDArray | None = None,
     ) -> None:
         self.max_evaluations = max_evaluations
+        # What the held-out likelihood gains on the way back to standardised units.
+        self._gain_of_units = 0.0
         if start is not None and start.device != torch.empty(0, device=device).device:
             start = Model.from_arrays(start.to_arrays(), device)
         self.spec, self.options, self.start = spec, options, start
@@ -142,7 +148,7 @@ class Trainer:
         self.group = Group() if group is None else group
         # The same on all ranks until the rows are shared out; the noise is each rank's own.
         self.generator = generator_from_seed(draw_seed(random_state), device)
-        self.rows, held_out = self._split(X, weight)
+        self.rows, held_out = self._split(X, weight, log_slope)
         self._is_complete = not np.isnan(X).any()
         self.energy = self._initial_energy()
         if self.group.size > 1:
@@ -158,7 +164,9 @@ class Trainer:
     def _seed(self) -> int:
         return int(torch.randint(2**31, (1,), generator=self.generator, device=self.device).item())
 
-    def _split(self, X: NDArray, weight: NDArray) -> tuple[Rows, Rows | None]:
+    def _split(
+        self, X: NDArray, weight: NDArray, log_slope: NDArray | None
+    ) -> tuple[Rows, Rows | None]:
         """What is trained on, in random order, and what is held out."""
         order = torch.randperm(len(X), generator=self.generator, device=self.device)
         x, w = (to_tensor(part, self.device, torch.float32)[order] for part in (X, weight))
@@ -170,6 +178,9 @@ class Trainer:
         if not held_out.any():
             return Rows.weighted(x, w), None
         kept = ~held_out
+        if log_slope is not None:
+            judged = to_numpy(order[held_out])
+            self._gain_of_units = float(np.average(log_slope[judged], weights=weight[judged]))
         return Rows.weighted(x[kept], w[kept]), Rows.weighted(x[held_out], w[held_out])
 
     def _followed(self, rows: Rows) -> HeldOut:
@@ -441,7 +452,8 @@ class Trainer:
         assert held_out is not None
         covariance = self.conditional.covariance
         members = self.group.gather(pool.position) if uses_pool else None
-        return self.group.from_first(lambda: held_out.evaluate(energy, covariance, members, pool))
+        found = self.group.from_first(lambda: held_out.evaluate(energy, covariance, members, pool))
+        return found._replace(log_likelihood=found.log_likelihood + self._gain_of_units)
 
 
 def _result(

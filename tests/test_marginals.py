@@ -11,6 +11,7 @@ from sklearn.datasets import load_iris
 from statistical import assert_close_to, assert_rejects
 
 from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy, pilot
+from sklvebm.heldout import HeldOut
 from sklvebm.marginals import MarginalMaps
 from sklvebm.rows import distinct_rows
 from sklvebm.saddle import DivergenceError, Saddle
@@ -426,6 +427,24 @@ class TestContinuing:
             model.inverse_transform(model.transform(X)),
         )
         np.testing.assert_array_equal(loaded.sample(3), copy.deepcopy(model).sample(3))
+
+    def test_the_history_is_in_standardised_units(self, X, monkeypatch):
+        evaluate, seen = HeldOut.evaluate, []
+
+        def spy(self, *args):
+            found = evaluate(self, *args)
+            seen.append((found.log_likelihood, self.rows))
+            return found
+
+        monkeypatch.setattr(HeldOut, "evaluate", spy)
+        weight = np.linspace(0.5, 2, len(X))
+        model = quick(marginals="mixture", max_iter=5).fit(X, sample_weight=weight)
+        assert len(seen) == len(model.history_)
+        for row, (value, rows) in zip(model.history_, seen, strict=True):
+            slope = model._maps.log_slope(rows.x.numpy().astype(float)).sum(1)
+            gain = np.average(slope, weights=rows.weight.numpy())
+            assert row["log_likelihood"] == pytest.approx(value + gain, abs=1e-4)
+            assert abs(gain) > 1
 
     def test_units_do_not_matter(self, X):
         a = quick(marginals="mixture", max_iter=5).fit(X)
