@@ -245,10 +245,13 @@ class Progress:
 
     def _write(self, common: dict[str, Any], own: dict[str, Any]) -> None:
         assert self.checkpoint is not None
-        write, first = self.checkpoint.write, {"random_state": self._random_state}
-        state = first | {"common": common | self._settled}
-        every = self.group.collect(_on_cpu(own))
-        self.group.from_first(lambda: write(state | {"own": every}))
+        state = {
+            "random_state": self._random_state,
+            "common": common | self._settled,
+            "own": self.group.collect(_on_cpu(own)),
+        }
+        write = self.checkpoint.write
+        self.group.from_first(lambda: write(state))
 
     def close(self) -> None:
         """The fit is over."""

@@ -506,7 +506,7 @@ class LVEBMEstimator(
         from .checkpoint import described
         from .distributed import Group
         from .marginals import MarginalMaps
-        from .pilot import chosen_knots
+        from .pilot import Pilots
         from .saddle import DivergenceError
         from .training import Options, Trainer
 
@@ -520,12 +520,13 @@ class LVEBMEstimator(
         )
         options = Options(**{**found, **overrides})
         marginals = checked_choice("marginals", self.marginals, _MARGINALS)
+        if marginals == "auto" and start is not None:
+            marginals = self.marginals_
+        elif marginals == "auto" and not (asks and spec.weighs_marginals(X.shape[1])):
+            marginals = "gaussian"
         if start is not None:
-            marginals = self.marginals_ if marginals == "auto" else marginals
             self._check_continues(start, spec, options, marginals)
             spec = start.spec
-        elif not (asks and spec.weighs_marginals(X.shape[1])):
-            marginals = "gaussian" if marginals == "auto" else marginals
         device = resolve_device(self.device)
         group = Group.found()
         settings = asdict(options) | {
@@ -535,12 +536,8 @@ class LVEBMEstimator(
         }
         progress = self._progress(path, X, weight, start, group, settings)
         if start is None:
-            knots = progress.settled(
-                "knots",
-                lambda: chosen_knots(
-                    marginals, self._standardised(X), weight, spec, options, device=device
-                ),
-            )
+            pilots = Pilots(self._standardised(X), weight, spec, options, device)
+            knots = progress.settled("knots", lambda: pilots.knots(marginals))
             self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
             self.marginals_ = "gaussian" if self._maps is None else "mixture"
         x = self._to_model_units(X)

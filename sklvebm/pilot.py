@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ _BETWEEN = 50
 # Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out.
 _MOST_ROWS, _HELD_OUT = 4096, 1 / 4
 # Standard errors of the gain that the maps must bring; and how far from the median, in robust
-# standard deviations, that of a row may count: one row of 45 nats makes no mean less sure.
+# standard deviations, that of a row may count: one row that gains much makes no mean less sure.
 _SURE, _FARTHEST, _MAD_TO_STD = 2.0, 3.0, 1.4826
 # A table has one answer, whatever the seed of the fit.
 _SEED = 0
@@ -59,43 +59,19 @@ class _Judged(NamedTuple):
     log_prob: NDArray
 
 
-def chosen_knots(
-    marginals: str,
-    X: NDArray,
-    weight: NDArray,
-    spec: EnergySpec,
-    options: Options,
-    *,
-    device: torch.device,
-) -> Tensor | None:
-    """Knots of the maps that ``marginals`` stands for; None where it stands for none.
+class Gain(NamedTuple):
+    """What held-out rows gain by maps, ``value (n,)`` in nats, and their weights."""
 
-    For "auto" they must be preferred.
-
-    Parameters are those of :func:`prefers_maps`.
-    """
-    if marginals == "gaussian":
-        return None
-    maps = MarginalMaps.fitted(X, weight)
-    wanted = marginals == "mixture" or prefers_maps(maps, X, weight, spec, options, device=device)
-    return torch.from_numpy(maps.knots) if wanted else None
+    value: NDArray
+    weight: NDArray
 
 
-def prefers_maps(
-    maps: MarginalMaps,
-    X: NDArray,
-    weight: NDArray,
-    spec: EnergySpec,
-    options: Options,
-    *,
-    device: torch.device,
-) -> bool:
-    """Whether held-out rows are to gain by ``maps``, by two standard errors of the mean gain.
+@dataclass(frozen=True)
+class Pilots:
+    """Short fits to a table, before the one that is to come.
 
     Parameters
     ----------
-    scores : MarginalMaps
-        Fitted to the table.
     X : ndarray of shape (n, d)
         Distinct rows, standardised, NaN where missing.
     weight : ndarray of shape (n,)
@@ -103,30 +79,87 @@ def prefers_maps(
         Of the fit that is to come.
     device : torch.device
     """
-    if len(X) > _MOST_ROWS:
-        some = np.sort(np.random.RandomState(_SEED).choice(len(X), _MOST_ROWS, replace=False))
-        X, weight = X[some], weight[some]
-    cpu = torch.device("cpu")
-    generator = generator_from_seed(_SEED, cpu)
-    energy = spec.build(X.shape[1], options.n_components, generator=generator)
-    total = energy.reference_share * options.max_iter
-    long = max(2, min(_MOST_UPDATES, round(total)))
-    short = max(1, long // _RATIO)
-    try:
-        early, late = (
-            _gain(maps, X, weight, _ReferenceAlone(spec), options, length, device)
-            for length in (short, long)
+
+    X: NDArray
+    weight: NDArray
+    spec: EnergySpec
+    options: Options
+    device: torch.device
+
+    def knots(self, marginals: str) -> Tensor | None:
+        """Of the maps that ``marginals`` stands for; None where it stands for none.
+
+        For "auto" the pilots must prefer them.
+        """
+        if marginals == "gaussian":
+            return None
+        maps = MarginalMaps.fitted(self.X, self.weight)
+        wanted = marginals == "mixture" or self.thinned().prefer(maps)
+        return torch.from_numpy(maps.knots) if wanted else None
+
+    def thinned(self) -> Pilots:
+        """The same on no more than ``_MOST_ROWS`` rows."""
+        n = len(self.X)
+        if n <= _MOST_ROWS:
+            return self
+        some = np.sort(np.random.RandomState(_SEED).choice(n, _MOST_ROWS, replace=False))
+        return replace(self, X=self.X[some], weight=self.weight[some])
+
+    def prefer(self, maps: MarginalMaps) -> bool:
+        """Whether held-out rows are to gain by ``maps``, by two standard errors of the mean."""
+        total = self._reference_updates()
+        long = max(2, min(_MOST_UPDATES, round(total)))
+        short = max(1, long // _RATIO)
+        try:
+            early, late = (self.gain(maps, length) for length in (short, long))
+        except DivergenceError:
+            return False
+        if early is None or late is None:
+            return False
+        further = max(0.0, math.log(total / long)) / math.log(long / short)
+        share = late.weight / late.weight.sum()
+        gain = _without_outliers(late.value + further * (late.value - early.value), share)
+        mean = share @ gain
+        return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
+
+    def _reference_updates(self) -> float:
+        generator = generator_from_seed(_SEED, torch.device("cpu"))
+        energy = self.spec.build(self.X.shape[1], self.options.n_components, generator=generator)
+        return energy.reference_share * self.options.max_iter
+
+    def gain(self, maps: MarginalMaps, n_updates: int) -> Gain | None:
+        """The difference after ``n_updates``; None where the table is too small to hold out of."""
+        plain, mapped = (self._judged(x, n_updates) for x in (self.X, maps.forward(self.X)))
+        if plain is None or mapped is None:
+            return None
+        change = np.nansum(maps.log_slope(mapped.x), 1)
+        return Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
+
+    def _judged(self, x: NDArray, n_updates: int) -> _Judged | None:
+        options = replace(
+            self.options,
+            max_iter=n_updates,
+            early_stopping=True,
+            validation_fraction=max(self.options.validation_fraction, _HELD_OUT),
         )
-    except DivergenceError:
-        return False
-    if early is None or late is None:
-        return False
-    further = max(0.0, math.log(total / long)) / math.log(long / short)
-    gain = late.value + further * (late.value - early.value)
-    share = late.weight / late.weight.sum()
-    gain = _without_outliers(gain, share)
-    mean = share @ gain
-    return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
+        trainer = Trainer(
+            x,
+            self.weight,
+            _ReferenceAlone(self.spec),
+            options,
+            random_state=_SEED,
+            device=self.device,
+            max_evaluations=max(1, n_updates // _BETWEEN),
+        )
+        if trainer.held_out is None:
+            return None
+        with warnings.catch_warnings():
+            # Of a state that diverged and came back: the fit will tell what it meets itself.
+            warnings.simplefilter("ignore")
+            trainer.train(lambda row, snapshot: False)
+        rows = trainer.held_out.rows
+        answers = rows.x, rows.weight, trainer.held_out_evidence()
+        return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))
 
 
 def _without_outliers(values: NDArray, share: NDArray) -> NDArray:
@@ -138,59 +171,3 @@ def _without_outliers(values: NDArray, share: NDArray) -> NDArray:
     middle = median(values)
     reach = _FARTHEST * _MAD_TO_STD * median(np.abs(values - middle))
     return np.clip(values, middle - reach, middle + reach)
-
-
-class _Gain(NamedTuple):
-    """What held-out rows gain by maps, ``value (n,)`` in nats, and their weights."""
-
-    value: NDArray
-    weight: NDArray
-
-
-def _gain(
-    maps: MarginalMaps,
-    X: NDArray,
-    weight: NDArray,
-    spec: EnergySpec,
-    options: Options,
-    n_updates: int,
-    device: torch.device,
-) -> _Gain | None:
-    """The difference that maps make after ``n_updates``; None where no row can be held out."""
-    plain, mapped = (
-        _judged(x, weight, spec, options, n_updates, device) for x in (X, maps.forward(X))
-    )
-    if plain is None or mapped is None:
-        return None
-    change = np.nansum(maps.log_slope(mapped.x), 1)
-    return _Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
-
-
-def _judged(
-    X: NDArray,
-    weight: NDArray,
-    spec: EnergySpec,
-    options: Options,
-    n_updates: int,
-    device: torch.device,
-) -> _Judged | None:
-    """What a pilot says of the rows that it held out; None where the table is too small for any."""
-    fraction = max(options.validation_fraction, _HELD_OUT)
-    trainer = Trainer(
-        X,
-        weight,
-        spec,
-        replace(options, max_iter=n_updates, early_stopping=True, validation_fraction=fraction),
-        random_state=_SEED,
-        device=device,
-        max_evaluations=max(1, n_updates // _BETWEEN),
-    )
-    if trainer.held_out is None:
-        return None
-    with warnings.catch_warnings():
-        # Of a state that diverged and came back: the fit will tell what it meets itself.
-        warnings.simplefilter("ignore")
-        trainer.train(lambda row, snapshot: False)
-    rows = trainer.held_out.rows
-    answers = rows.x, rows.weight, trainer.held_out_evidence()
-    return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))

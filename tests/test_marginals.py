@@ -10,9 +10,10 @@ from scipy import stats
 from sklearn.datasets import load_iris
 from statistical import assert_close_to, assert_rejects
 
-from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy, pilot
+from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy
 from sklvebm.heldout import HeldOut
-from sklvebm.marginals import MarginalMaps
+from sklvebm.marginals import MarginalMaps, _best_mixtures, _parts
+from sklvebm.pilot import Gain, Pilots
 from sklvebm.rows import distinct_rows
 from sklvebm.saddle import DivergenceError, Saddle
 
@@ -55,16 +56,25 @@ class TestMaps:
         rise = maps.inverse(Y + step) - maps.inverse(Y - step)
         np.testing.assert_allclose(maps.log_slope(Y), np.log(2 * step / rise), atol=1e-4)
 
-    def test_spikes_are_widened_and_the_rest_stays(self, maps, table):
-        Y = maps.forward(table)
-        for before, after in zip(table.T, Y.T, strict=True):
-            spike = np.abs(before - np.median(before[before < np.quantile(before, 0.35)])) < 0.1
-            assert spike.mean() > 0.3
-            # Four tenths of the rows, whose own width is a hundredth.
-            assert after[spike].std() > 0.6 * WIDENED
-            assert before[spike].std() < 0.2 * WIDENED
-        # No row goes farther than its component was widened, give or take the neighbours.
-        assert np.abs(Y - table).max() < 4 * WIDENED
+    def test_the_map_takes_a_mixture_to_the_widened_one(self):
+        """Equal quantiles: F(x) = C(y) = Φ(u) at the knots, by distribution functions of scipy."""
+        spike, hump = (stats.norm.ppf((np.arange(n) + 0.5) / n) for n in (400, 600))
+        column = np.concatenate([0.1 * spike, 6 + hump])
+        column = (column - column.mean()) / column.std()
+        table, weight = column[:, None], np.ones(1000)
+        share, mean, scale = (part[0] for part in _best_mixtures(_parts(table, weight)))
+        used = share > 0
+        # The background, which counts as a row, and two components, less what it takes of them.
+        np.testing.assert_allclose(share[used], [1 / 1001, 0.4, 0.6], atol=2e-3)
+        groups = column[:400], column[400:]
+        np.testing.assert_allclose(mean[used], [0.0, *map(np.mean, groups)], atol=5e-3)
+        np.testing.assert_allclose(scale[used], [1.5, *map(np.std, groups)], rtol=0.05)
+        wide = np.r_[1.5, np.sqrt(scale[used][1:] ** 2 + WIDENED**2)]
+        maps = MarginalMaps.fitted(table, weight)
+        wanted = stats.norm.cdf(np.linspace(-5, 5, 257))
+        for points, scales in zip(maps.knots[:, 0], (scale[used], wide), strict=True):
+            found = stats.norm.cdf(points[:, None], mean[used], scales) @ share[used]
+            np.testing.assert_allclose(found, wanted, atol=1e-12)
 
     def test_a_normal_feature_is_only_stretched(self, rng):
         """BIC picks one normal, and a component of variance s² becomes one of s² + .25²."""
@@ -111,12 +121,15 @@ class TestMaps:
         assert maps.log_slope(Y).max() < np.log(np.hypot(NARROWEST, WIDENED) / NARROWEST) + 0.1
 
     def test_a_feature_of_many_values_is_summarised(self, rng):
-        """Summaries of 20,000 rows say what those of all rows would, to a part of the spread."""
-        X = spiked(rng, 20_000, d=1)
-        few, many = (
-            MarginalMaps.fitted(rows, np.ones(len(rows))).forward(X) for rows in (X, X[::2])
-        )
-        assert np.abs(few - many).mean() < 0.1
+        """In parts that keep weight, mean and variance, and the extremes."""
+        X, weight = spiked(rng, 20_000, d=2), rng.uniform(0.5, 2, 20_000)
+        parts = _parts(X, weight)
+        assert parts.mean.shape[1] < 300
+        np.testing.assert_allclose(parts.weight.sum(1), weight.sum())
+        np.testing.assert_allclose((parts.weight * parts.mean).sum(1), weight @ X, atol=1e-7)
+        squares = parts.weight * (parts.mean**2 + parts.variance)
+        np.testing.assert_allclose(squares.sum(1), weight @ X**2)
+        np.testing.assert_allclose(parts.mean.max(1), X.max(0))
 
 
 def quadrature(mean, scale, function):
@@ -292,12 +305,12 @@ class TestChoice:
         spread = rng.standard_normal(100)
         spread -= spread.mean()
 
-        def gain(maps, X, weight, spec, options, n_updates, device):
+        def gain(self, maps, n_updates):
             assert n_updates in (50, 200)
             value = (late if n_updates == 200 else early) + 0.01 * spread
-            return pilot._Gain(value, np.ones(100))
+            return Gain(value, np.ones(100))
 
-        monkeypatch.setattr(pilot, "_gain", gain)
+        monkeypatch.setattr(Pilots, "gain", gain)
         X = bimodal(rng, 300)
         # Three quarters of the updates are the reference's.
         options = {"energy": TiltedEnergy((8,), (8,)), "max_iter": 2133}
@@ -308,38 +321,38 @@ class TestChoice:
     def choice(monkeypatch, X, **params):
         """What ``fit`` decides; it then stops."""
         found = []
-        original = pilot.chosen_knots
+        original = Pilots.knots
 
-        def spy(*args, **kwargs):
-            found.append(original(*args, **kwargs))
+        def spy(*args):
+            found.append(original(*args))
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(pilot, "chosen_knots", spy)
+            patch.setattr(Pilots, "knots", spy)
             with pytest.raises(KeyboardInterrupt):
                 quick(**params).fit(X)
         return found[0] is not None
 
     def test_a_gain_must_be_sure(self, monkeypatch, rng):
         value = np.tile([9.0, -8.9], 50)
-        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value, np.ones(100)))
+        monkeypatch.setattr(Pilots, "gain", lambda *args: Gain(value, np.ones(100)))
         assert not self.choice(monkeypatch, bimodal(rng, 300))
-        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value + 9, np.ones(100)))
+        monkeypatch.setattr(Pilots, "gain", lambda *args: Gain(value + 9, np.ones(100)))
         assert self.choice(monkeypatch, bimodal(rng, 300))
 
     def test_one_row_makes_no_gain_less_sure(self, monkeypatch, rng):
         value = np.r_[1 + 0.1 * rng.standard_normal(99), 500.0]
         assert value.mean() < 2 * value.std() / 10
-        monkeypatch.setattr(pilot, "_gain", lambda *args: pilot._Gain(value, np.ones(100)))
+        monkeypatch.setattr(Pilots, "gain", lambda *args: Gain(value, np.ones(100)))
         assert self.choice(monkeypatch, bimodal(rng, 300))
 
     def test_pilots_that_fail_choose_nothing(self, monkeypatch, rng):
         def diverge(*args):
             raise DivergenceError("no")
 
-        monkeypatch.setattr(pilot, "_judged", diverge)
+        monkeypatch.setattr(Pilots, "_judged", diverge)
         assert not self.choice(monkeypatch, bimodal(rng, 300))
-        monkeypatch.setattr(pilot, "_judged", lambda *args: None)
+        monkeypatch.setattr(Pilots, "_judged", lambda *args: None)
         assert not self.choice(monkeypatch, bimodal(rng, 300))
 
     @pytest.mark.parametrize(
@@ -353,18 +366,18 @@ class TestChoice:
         ],
     )
     def test_where_nothing_is_asked(self, monkeypatch, rng, params, n_features):
-        monkeypatch.setattr(pilot, "prefers_maps", None)
+        monkeypatch.setattr(Pilots, "prefer", None)
         model = quick(**{"max_iter": 2} | params).fit(bimodal(rng, 60, n_features))
         assert model.marginals_ == "gaussian"
 
     def test_many_rows_are_thinned(self, monkeypatch, rng):
         seen = []
 
-        def gain(maps, X, weight, *args):
-            seen.append((len(X), len(weight)))
-            return pilot._Gain(np.array([1.0, 1.1]), np.ones(2))
+        def gain(self, *args):
+            seen.append((len(self.X), len(self.weight)))
+            return Gain(np.array([1.0, 1.1]), np.ones(2))
 
-        monkeypatch.setattr(pilot, "_gain", gain)
+        monkeypatch.setattr(Pilots, "gain", gain)
         assert self.choice(monkeypatch, bimodal(rng, 5000))
         assert seen == [(4096, 4096)] * 2
 
@@ -391,7 +404,7 @@ class TestContinuing:
         assert model.marginals_ == "mixture"
 
     def test_the_first_batch_is_not_asked(self, X, monkeypatch):
-        monkeypatch.setattr(pilot, "prefers_maps", None)
+        monkeypatch.setattr(Pilots, "prefer", None)
         assert quick().partial_fit(X).marginals_ == "gaussian"
         assert quick(marginals="mixture").partial_fit(X).marginals_ == "mixture"
 
@@ -413,7 +426,7 @@ class TestContinuing:
             with pytest.raises(KeyboardInterrupt):
                 model.fit(X)
         assert path.exists()
-        monkeypatch.setattr(pilot, "prefers_maps", None)
+        monkeypatch.setattr(Pilots, "prefer", None)
         model.fit(X)
         assert model.marginals_ == expected.marginals_ == "mixture"
         np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))
