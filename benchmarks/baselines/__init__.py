@@ -4,5 +4,14 @@ from ._training import Training
 from .decoders import VAE, HardEM, NonAmortisedVI
 from .flow_matching import FlowMatching
 from .flows import NormalizingFlow
+from .mapped import Mapped
 
-__all__ = ["VAE", "FlowMatching", "HardEM", "NonAmortisedVI", "NormalizingFlow", "Training"]
+__all__ = [
+    "VAE",
+    "FlowMatching",
+    "HardEM",
+    "Mapped",
+    "NonAmortisedVI",
+    "NormalizingFlow",
+    "Training",
+]
