@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -39,3 +40,12 @@ def in_order(call: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(n_threads)
+
+
+def undivided() -> threadpool_limits:
+    """A context in which numpy's linear algebra has one thread.
+
+    On small matrices its threads, which wait for each other and for torch's, take several times as
+    long as one.
+    """
+    return threadpool_limits(1, user_api="blas")

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from ._threads import undivided
 from .langevin import LogDensity, Noise, Preconditioner, regularised
 from .state import Stateful
 
@@ -73,7 +74,7 @@ class Proposal(Stateful):
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         rows = members[:: -(-n // _MAX_FITTED)].double().cpu().numpy()
         fit = GaussianMixture(n_components, reg_covar=1e-3, max_iter=20, random_state=seed)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), undivided():
             # An unconverged fit proposes as well; its overlap with the target says how well.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit.fit(rows)

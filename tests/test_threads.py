@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sklvebm import LVEBMEstimator
-from sklvebm._threads import in_order
+from sklvebm._threads import in_order, undivided
 
 
 @pytest.fixture(params=[1, 3])
@@ -52,6 +53,17 @@ def test_one_may_stop_listening(n_threads):
     assert next(found) == 0
     found.close()
     assert torch.get_num_threads() == n_threads
+
+
+def test_linear_algebra_of_numpy_is_undivided_for_a_while():
+    def threads():
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with undivided():
+            assert threads() == {1}
+        assert threads() == before == {2}
 
 
 def test_answers_are_the_same_to_the_bit_on_any_number_of_threads():
