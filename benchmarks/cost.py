@@ -45,7 +45,7 @@ def measure(name, X, rows):
     model = LVEBMEstimator(10, max_iter=300, random_state=0).fit(X)
     inner = model._model
     noise = Noise(generator_from_seed(0, inner.device))
-    x = torch.as_tensor(model._to_model_units(X), dtype=inner.pool.dtype)
+    x = torch.as_tensor(model._units.to_model(X), dtype=inner.pool.dtype)
     # What log Z is asked to cover, as at the end of a fit.
     covered = inner.energy.reference.join(x, inner.posterior_mean(x))
     _, std = model.score_samples(rows, return_std=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from numbers import Integral
@@ -38,12 +38,13 @@ from .report import score_report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from .checkpoint import Progress
     from .distributed import Group
+    from .marginals import MarginalMaps
     from .model import Model
     from .training import Options, Result
+    from .units import Units
 
 _FLOATS = (np.float64, np.float32)
 _MARGINALS = ("auto", "gaussian", "mixture")
@@ -485,6 +486,7 @@ class LVEBMEstimator(
             raise ValueError(
                 "the variance of a feature overflows float64; rescale the columns of X."
             )
+        self._maps: MarginalMaps | None = None
         self._random_state = np.random.RandomState(draw_seed(self.random_state))
 
     def _train(
@@ -520,10 +522,11 @@ class LVEBMEstimator(
         )
         options = Options(**{**found, **overrides})
         marginals = checked_choice("marginals", self.marginals, _MARGINALS)
-        if marginals == "auto" and start is not None:
-            marginals = self.marginals_
-        elif marginals == "auto" and not (asks and spec.weighs_marginals(X.shape[1])):
-            marginals = "gaussian"
+        if marginals == "auto":
+            if start is not None:
+                marginals = self.marginals_
+            elif not (asks and spec.weighs_marginals(X.shape[1])):
+                marginals = "gaussian"
         if start is not None:
             self._check_continues(start, spec, options, marginals)
             spec = start.spec
@@ -536,11 +539,11 @@ class LVEBMEstimator(
         }
         progress = self._progress(path, X, weight, start, group, settings)
         if start is None:
-            pilots = Pilots(self._standardised(X), weight, spec, options, device)
+            pilots = Pilots(self._units.standardised(X), weight, spec, options, device)
             knots = progress.settled("knots", lambda: pilots.knots(marginals))
             self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
             self.marginals_ = "gaussian" if self._maps is None else "mixture"
-        x = self._to_model_units(X)
+        x = self._units.to_model(X)
         trainer = Trainer(
             x,
             weight,
@@ -550,7 +553,7 @@ class LVEBMEstimator(
             device=device,
             start=start,
             group=group,
-            log_slope=None if self._maps is None else np.nansum(self._maps.log_slope(x), 1),
+            log_slope=self._units.log_slope(x),
         )
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = options.n_components
@@ -683,37 +686,11 @@ class LVEBMEstimator(
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def _standardised(self, X: NDArray) -> NDArray:
-        return (X - self._scaler.mean_) / self._scaler.scale_
+    @property
+    def _units(self) -> Units:
+        from .units import Units
 
-    def _not_standardised(self, X: NDArray) -> NDArray:
-        return X * self._scaler.scale_ + self._scaler.mean_
-
-    def _to_model_units(self, X: NDArray) -> NDArray:
-        """What the energy sees: features standardised, and mapped where there are maps."""
-        X = self._standardised(X)
-        return X if self._maps is None else self._maps.forward(X)
-
-    def _to_user_units(self, x: NDArray) -> NDArray:
-        return self._not_standardised(x if self._maps is None else self._maps.inverse(x))
-
-    def _from_maps(self) -> Callable[[Tensor], Tensor] | None:
-        """The way back to standardised features; None where they are not mapped."""
-        if self._maps is None:
-            return None
-        from ._arrays import on_tensors
-
-        return on_tensors(self._maps.inverse)
-
-    def _log_jacobian(self, x: Tensor) -> NDArray:
-        """What the log-density of ``x``, of what is seen of it, loses on the way to user units."""
-        from ._arrays import to_numpy
-
-        entries = to_numpy(x)
-        loss = np.log(self._scaler.scale_)
-        if self._maps is not None:
-            loss = loss - self._maps.log_slope(entries)
-        return np.where(np.isnan(entries), 0.0, loss).sum(1)
+        return Units(self._scaler, self._maps)
 
     def _rows(self, X: Any, *, exact: bool = False):
         """Validated rows in the model's units, a model in their precision, the dtype of X.
@@ -726,7 +703,7 @@ class LVEBMEstimator(
 
         X = validate_data(self, X, dtype=_FLOATS, ensure_all_finite="allow-nan", reset=False)
         model = self._model
-        tensor = to_tensor(self._to_model_units(X).astype(X.dtype), model.device)
+        tensor = to_tensor(self._units.to_model(X).astype(X.dtype), model.device)
         if not (exact or model.energy.is_gaussian):
             tensor = tensor.to(model.pool.dtype)
         return tensor, model.cast(tensor.dtype), X.dtype
@@ -806,8 +783,8 @@ class LVEBMEstimator(
 
         Z = self._latents(Z)
         z = to_tensor(Z, self._model.device)
-        X = to_numpy(getattr(self._model, answer)(z, self._from_maps()))
-        return self._not_standardised(X).astype(Z.dtype)
+        X = to_numpy(getattr(self._model, answer)(z, self._units.back))
+        return self._units.from_standardised(X).astype(Z.dtype)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw observations from the model.
@@ -829,7 +806,7 @@ class LVEBMEstimator(
 
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         x, _ = self._model.sample(n_samples, self._generator(random_state))
-        return self._to_user_units(to_numpy(x).astype(np.float64))
+        return self._units.from_model(to_numpy(x).astype(np.float64))
 
     def sample_posterior(self, X, n_samples=1, random_state=None):
         """Draw latents given each row.
@@ -876,8 +853,8 @@ class LVEBMEstimator(
         from ._arrays import to_numpy
 
         x, model, dtype = self._rows(X)
-        found = to_numpy(model.completed_mean(x, self._from_maps()))
-        return self._filled(X, dtype, self._not_standardised(found))
+        found = to_numpy(model.completed_mean(x, self._units.back))
+        return self._filled(X, dtype, self._units.from_standardised(found))
 
     def sample_conditional(self, X, n_samples=1, random_state=None):
         """Draw what is missing of each row, given what is seen.
@@ -901,7 +878,7 @@ class LVEBMEstimator(
         x, model, dtype = self._rows(X)
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         drawn = model.sample_conditional(x, n_samples, self._generator(random_state))
-        return self._filled(X, dtype, self._to_user_units(to_numpy(drawn)))
+        return self._filled(X, dtype, self._units.from_model(to_numpy(drawn)))
 
     def _filled(self, X: Any, dtype: Any, completed: NDArray) -> NDArray:
         """``X`` with its missing entries from ``completed (..., n, d)``."""
@@ -1000,7 +977,7 @@ class LVEBMEstimator(
         x, model, _ = self._rows(X)
         value, std, mean_std = model.log_evidence(x)
         value, std = (to_numpy(part).astype(np.float64) for part in (value, std))
-        return value - self._log_jacobian(x), std, mean_std
+        return value - self._units.log_jacobian(to_numpy(x)), std, mean_std
 
     def free_energy(self, X):
         """Free energy F(x) = −log ∫ exp(−E(x, z)) dz.
@@ -1039,4 +1016,5 @@ class LVEBMEstimator(
             raise ValueError("X has missing entries; the joint energy is one of complete rows.")
         z = to_tensor(self._latents(Z, len(x)).astype(dtype), model.device)
         with torch.no_grad():
-            return to_numpy(model.energy(x, z)).astype(np.float64) + self._log_jacobian(x)
+            energy = to_numpy(model.energy(x, z)).astype(np.float64)
+        return energy + self._units.log_jacobian(to_numpy(x))

@@ -165,10 +165,10 @@ class TestLinear:
         X, model = linear
         W, loc, scale = law(model)
         covariance = W @ W.T + scale**2 * np.eye(3)
-        Y = model._to_model_units(X)
+        Y = model._units.to_model(X)
         # Where no edge of a piece lies between.
         step = 1e-7
-        rise = (model._to_model_units(X + step) - model._to_model_units(X - step)) / (2 * step)
+        rise = (model._units.to_model(X + step) - model._units.to_model(X - step)) / (2 * step)
         within = np.abs(Y[..., None] - model._maps.knots[1]).min((1, 2)) > 1e-5
         exact = stats.multivariate_normal(loc, covariance).logpdf(Y) + np.log(rise).sum(1)
         np.testing.assert_allclose(model.score_samples(X)[within], exact[within], atol=1e-3)
@@ -180,7 +180,7 @@ class TestLinear:
         rows = X[:20].copy()
         rows[:, 1] = np.nan
         covariance = (W @ W.T + scale**2 * np.eye(3))[np.ix_([0, 2], [0, 2])]
-        Y = model._to_model_units(X[:20])
+        Y = model._units.to_model(X[:20])
         slope = model._maps.log_slope(Y) - np.log(model._scaler.scale_)
         exact = stats.multivariate_normal(loc[[0, 2]], covariance).logpdf(Y[:, [0, 2]])
         exact += slope[:, [0, 2]].sum(1)
@@ -190,7 +190,7 @@ class TestLinear:
         X = linear[0][:, :1]
         model = LVEBMEstimator(1, energy="linear", marginals="mixture").fit(X)
         edges = np.r_[-12.0, model._maps.knots[1, 0], 12.0][:, None]
-        ends = model._not_standardised(model._maps.inverse(edges))
+        ends = model._units.from_model(edges)
         nodes, weights = np.polynomial.legendre.leggauss(20)
         half = np.diff(ends[:, 0]) / 2
         points = (ends[:-1, 0] + half)[:, None] + half[:, None] * nodes
@@ -208,7 +208,7 @@ class TestLinear:
     def test_samples_have_the_law_behind_the_maps(self, linear, seed):
         model = linear[1]
         W, loc, scale = law(model)
-        Y = model._to_model_units(model.sample(64 * 64, random_state=seed))
+        Y = model._units.to_model(model.sample(64 * 64, random_state=seed))
         assert_close_to(Y.reshape(64, 64, 3).mean(1), loc, slack=1e-5)
         squares = ((Y - loc)[:, :, None] * (Y - loc)[:, None]).reshape(64, 64, 3, 3).mean(1)
         assert_close_to(squares, W @ W.T + scale**2 * np.eye(3), slack=1e-4)
@@ -220,14 +220,14 @@ class TestLinear:
         exact = [quadrature(W @ row + loc, scale, model._maps.inverse) for row in z]
         found = [
             dataclasses.replace(model._model, seed=int(seed))
-            .decoded(model._model.start.new_tensor(z), model._from_maps())
+            .decoded(model._model.start.new_tensor(z), model._units.back)
             .numpy()
             for seed in rng.integers(2**31, size=32)
         ]
         assert_close_to(found, exact, slack=1e-5)
         straight = model._maps.inverse(z @ W.T + loc)
         assert_rejects(found, straight)
-        expected = model._not_standardised(np.mean(found, 0))
+        expected = model._units.from_standardised(np.mean(found, 0))
         np.testing.assert_allclose(model.decode(z), expected, rtol=0.02)
 
     def test_imputed_means(self, linear, rng):
@@ -235,7 +235,7 @@ class TestLinear:
         W, loc, scale = law(model)
         row = X[:1].copy()
         row[0, 2] = np.nan
-        y = model._to_model_units(row)[0, :2]
+        y = model._units.to_model(row)[0, :2]
         covariance = W @ W.T + scale**2 * np.eye(3)
         gain = covariance[2, :2] @ np.linalg.inv(covariance[:2, :2])
         mean = loc[2] + gain @ (y - loc[:2])
@@ -245,7 +245,7 @@ class TestLinear:
         y = model._rows(row)[0]
         found = [
             dataclasses.replace(model._model, seed=int(seed)).completed_mean(
-                y.float(), model._from_maps()
+                y.float(), model._units.back
             )[0, 2]
             for seed in rng.integers(2**31, size=32)
         ]
@@ -254,7 +254,7 @@ class TestLinear:
         filled = model.impute(row)
         np.testing.assert_array_equal(filled[0, :2], row[0, :2])
         assert filled[0, 2] == pytest.approx(
-            model._not_standardised(np.array([0.0, 0.0, exact]))[2], rel=0.05
+            model._units.from_standardised(np.array([0.0, 0.0, exact]))[2], rel=0.05
         )
         drawn = model.sample_conditional(row, 64 * 32, random_state=int(rng.integers(2**31)))[:, 0]
         user = exact * model._scaler.scale_[2] + model._scaler.mean_[2]

@@ -121,7 +121,7 @@ class TestParticles:
             assert_within_errors(found, error, exact, slack=error**2 + 1e-3)
 
     def test_imputation_and_draws(self, particles, rng):
-        x = particles._to_model_units(particles.sample(1, random_state=2))[0]
+        x = particles._units.to_model(particles.sample(1, random_state=2))[0]
         seen, missing = np.array([0, 3]), np.array([1, 2])
         row = to_tensor(x[None], particles._model.device)
         row[:, [1, 2]] = torch.nan

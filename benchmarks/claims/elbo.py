@@ -184,7 +184,7 @@ def measure_energy(*, energy: str, seed: int, params: dict, n_rows: int, n_updat
     X_train, X_test = DATA["digits"](seed)
     model = fit(X_train, energy=ENERGIES[energy], random_state=seed, **params).model
     x_train, x = (
-        torch.from_numpy(model._to_model_units(X)).float() for X in (X_train, X_test[:n_rows])
+        torch.from_numpy(model._units.to_model(X)).float() for X in (X_train, X_test[:n_rows])
     )
     frozen, noise = model._model, Noise(torch.Generator().manual_seed(seed))
     encode = encoder(frozen.energy, x_train, model.n_components_, n_updates, noise)

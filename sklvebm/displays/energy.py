@@ -185,7 +185,7 @@ def _pool_in_user_units(estimator) -> NDArray:
     model = estimator._model
     with torch.no_grad():
         x, _ = model.energy.reference.split(model.pool)
-    return estimator._to_user_units(to_numpy(x).astype(np.float64))
+    return estimator._units.from_model(to_numpy(x).astype(np.float64))
 
 
 def _grid(pool: NDArray, X: NDArray | None, n: int) -> tuple[NDArray, NDArray]:
