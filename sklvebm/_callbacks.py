@@ -46,6 +46,42 @@ except ImportError:  # scikit-learn before 1.9
 BOOKKEEPING = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
+class Screen:
+    """Lines of text about a fit; its seconds count from here on.
+
+    Parameters
+    ----------
+    verbose : int
+        1 prints a line a stage, 2 a line an evaluation.
+    """
+
+    def __init__(self, verbose: int) -> None:
+        self.verbose = verbose
+        self._last: dict[str, Any] = {}
+        self._started = time.perf_counter()
+
+    def tell(self, text: str) -> None:
+        """What was found before training."""
+        if self.verbose:
+            self._print_over(text)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """An evaluation: itself, or the last one of the stage that it ends."""
+        if self.verbose > 1:
+            print(f"[sklvebm] {_line(row)}", flush=True)
+        elif self._last and self._last["stage"] != row["stage"]:
+            self.end_stage()
+        self._last = row
+
+    def end_stage(self) -> None:
+        """The stage of the last evaluation is over."""
+        if self.verbose == 1 and self._last:
+            self._print_over(_line(self._last))
+
+    def _print_over(self, text: str) -> None:
+        print(f"[sklvebm] {text} ({time.perf_counter() - self._started:.1f} s)", flush=True)
+
+
 class Reporter:
     """Passes each evaluation on: to the callbacks as a task of the fit, and to the screen.
 
@@ -56,8 +92,7 @@ class Reporter:
         Of the whole fit.
     X : ndarray
         The training rows, in the user's units.
-    verbose : int
-        1 prints a line a stage, 2 a line an evaluation.
+    screen : Screen
     attributes : callable
         ``attributes(result)`` are the attributes of an estimator that found this result.
     """
@@ -68,13 +103,11 @@ class Reporter:
         context: Any,
         X: NDArray,
         *,
-        verbose: int,
+        screen: Screen,
         attributes: Callable[[Any], dict[str, Any]],
     ) -> None:
         self.estimator, self.context, self.X = estimator, context, X
-        self.verbose, self.attributes = verbose, attributes
-        self._last: dict[str, Any] = {}
-        self._started = time.perf_counter()
+        self.screen, self.attributes = screen, attributes
 
     def __call__(self, row: dict[str, Any], snapshot: Callable[[], Any]) -> bool:
         """Report a row of the history; returns whether a callback asks to stop.
@@ -82,7 +115,7 @@ class Reporter:
         ``snapshot()`` finishes the state of this moment to a result whose model answers: it is only
         taken where a callback wants a fitted estimator.
         """
-        self._print(row)
+        self.screen.show(row)
         task = self.context.subcontext(task_name=row["stage"])
         task.call_on_fit_task_begin(estimator=self.estimator, X=self.X, metadata=dict(row))
         return task.call_on_fit_task_end(
@@ -94,23 +127,12 @@ class Reporter:
 
     def close(self) -> None:
         """The last stage is over."""
-        if self.verbose == 1 and self._last:
-            self._print_stage()
+        self.screen.end_stage()
         self.context.call_on_fit_task_end(estimator=self.estimator, X=self.X)
-
-    def _print(self, row: dict[str, Any]) -> None:
-        if self.verbose > 1:
-            print(_line(row), flush=True)
-        elif self.verbose and self._last and self._last["stage"] != row["stage"]:
-            self._print_stage()
-        self._last = row
-
-    def _print_stage(self) -> None:
-        print(f"{_line(self._last)} ({time.perf_counter() - self._started:.1f} s)", flush=True)
 
 
 def _line(row: dict[str, Any]) -> str:
-    parts = [f"[sklvebm] {row['stage']}, update {row['n_iter']}"]
+    parts = [f"{row['stage']}, update {row['n_iter']}"]
     if math.isfinite(row["energy_gap"]):
         parts.append(f"energy gap {row['energy_gap']:.2f}")
     if "log_likelihood" in row:

@@ -27,7 +27,14 @@ from sklearn.utils.validation import (
 )
 
 from . import __version__
-from ._callbacks import BOOKKEEPING, CallbackSupportMixin, NoContext, Reporter, with_callbacks
+from ._callbacks import (
+    BOOKKEEPING,
+    CallbackSupportMixin,
+    NoContext,
+    Reporter,
+    Screen,
+    with_callbacks,
+)
 from ._format import checked, stamped
 from ._links import DocumentedMixin
 from ._parameters import checked_choice, checked_options, checked_path
@@ -37,6 +44,7 @@ from .energies import EnergySpec, as_spec
 from .report import score_report
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from .checkpoint import Progress
@@ -69,6 +77,17 @@ class _Before(NamedTuple):
 
 
 _NOTHING = _Before()
+
+
+class _Form(NamedTuple):
+    """What is to be fitted, its automatic parameters settled; only pilots settle "auto" marginals.
+
+    The specification is a copy: what the user sets on theirs afterwards is for the next fit.
+    """
+
+    spec: EnergySpec
+    options: Options
+    marginals: str
 
 
 def _attributes(result: Result, before: _Before) -> dict[str, Any]:
@@ -194,7 +213,7 @@ class LVEBMEstimator(
         seed of the file. One file serves one fit at a time: give none in a search, whose fits would
         share it. ``partial_fit`` writes none.
     verbose : int, default=0
-        1 prints a line a stage, 2 a line an evaluation.
+        1 prints a line a stage, 2 a line an evaluation; either tells first what marginals are.
 
     Attributes
     ----------
@@ -504,51 +523,25 @@ class LVEBMEstimator(
 
         ``asks`` is whether automatic marginals may be asked for by pilots.
         """
-        from ._arrays import resolve_device, to_numpy
-        from .checkpoint import described
+        from ._arrays import resolve_device
         from .distributed import Group
-        from .marginals import MarginalMaps
-        from .pilot import Pilots
         from .saddle import DivergenceError
-        from .training import Options, Trainer
+        from .training import Trainer
 
-        # A copy: what the user sets on theirs afterwards is for the next fit.
-        spec = clone(as_spec(self.energy))
-        found = checked_options(
-            self.get_params(deep=False),
-            n_features=X.shape[1],
-            n_samples=self.n_samples_seen_,
-            share_of_pairs=_share_of_pairs(X, weight),
-        )
-        options = Options(**{**found, **overrides})
-        marginals = checked_choice("marginals", self.marginals, _MARGINALS)
-        if marginals == "auto":
-            if start is not None:
-                marginals = self.marginals_
-            elif not (asks and spec.weighs_marginals(X.shape[1])):
-                marginals = "gaussian"
-        if start is not None:
-            self._check_continues(start, spec, options, marginals)
-            spec = start.spec
-        device = resolve_device(self.device)
-        group = Group.found()
-        settings = asdict(options) | {
-            "energy": described(spec),
-            "marginals": marginals,
-            "device": device.type,
-        }
-        progress = self._progress(path, X, weight, start, group, settings)
+        form = self._form(X, weight, start, asks, overrides)
+        device, group = resolve_device(self.device), Group.found()
+        screen = Screen(self.verbose if group.rank == 0 else 0)
+        progress = self._progress(path, X, weight, start, group, form, device)
         if start is None:
-            pilots = Pilots(self._units.standardised(X), weight, spec, options, device)
-            knots = progress.settled("knots", lambda: pilots.knots(marginals))
-            self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
-            self.marginals_ = "gaussian" if self._maps is None else "mixture"
+            self._settle_maps(X, weight, form, device, progress)
+            if form.marginals != "gaussian":
+                screen.tell(f"marginals: {self.marginals_}")
         x = self._units.to_model(X)
         trainer = Trainer(
             x,
             weight,
-            spec,
-            options,
+            form.spec,
+            form.options,
             random_state=self._random_state,
             device=device,
             start=start,
@@ -556,8 +549,8 @@ class LVEBMEstimator(
             log_slope=self._units.log_slope(x),
         )
         self.device_ = str(device)
-        self.n_components_ = self._n_features_out = options.n_components
-        report = self._reporter(X, trainer.n_evaluations, group, before)
+        self.n_components_ = self._n_features_out = form.options.n_components
+        report = self._reporter(X, trainer.n_evaluations, group, screen, before)
         try:
             result = trainer.run(report, keep=progress.keep, saved=progress.saved)
         except DivergenceError:
@@ -569,17 +562,58 @@ class LVEBMEstimator(
         progress.close()
         return self._complaints(result.outcome.stopped)
 
-    def _check_continues(
-        self, start: Model, spec: EnergySpec, options: Options, marginals: str
+    def _form(
+        self,
+        X: NDArray,
+        weight: NDArray,
+        start: Model | None,
+        asks: bool,
+        overrides: dict[str, Any],
+    ) -> _Form:
+        """The parameters, checked; where the fit goes on from ``start``, against its form too."""
+        from .training import Options
+
+        spec = clone(as_spec(self.energy))
+        found = checked_options(
+            self.get_params(deep=False),
+            n_features=X.shape[1],
+            n_samples=self.n_samples_seen_,
+            share_of_pairs=_share_of_pairs(X, weight),
+        )
+        marginals = checked_choice("marginals", self.marginals, _MARGINALS)
+        if marginals == "auto":
+            if start is not None:
+                marginals = self.marginals_
+            elif not (asks and spec.weighs_marginals(X.shape[1])):
+                marginals = "gaussian"
+        form = _Form(spec, Options(**{**found, **overrides}), marginals)
+        if start is None:
+            return form
+        self._check_continues(start, form)
+        return form._replace(spec=start.spec)
+
+    def _settle_maps(
+        self, X: NDArray, weight: NDArray, form: _Form, device: torch.device, progress: Progress
     ) -> None:
+        """The maps of features that their marginals want, asked of pilots where these may say."""
+        from ._arrays import to_numpy
+        from .marginals import MarginalMaps
+        from .pilot import Pilots
+
+        pilots = Pilots(self._units.standardised(X), weight, form.spec, form.options, device)
+        knots = progress.settled("knots", lambda: pilots.knots(form.marginals))
+        self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
+        self.marginals_ = "gaussian" if self._maps is None else "mixture"
+
+    def _check_continues(self, start: Model, form: _Form) -> None:
         """A model that goes on keeps its form: what asks for another one is an error."""
         from .checkpoint import described
 
         pairs = {
-            "energy": (described(start.spec), described(spec)),
-            "marginals": (self.marginals_, marginals),
-            "n_components": (self.n_components_, options.n_components),
-            "pool_size": (len(start.pool), options.pool_size),
+            "energy": (described(start.spec), described(form.spec)),
+            "marginals": (self.marginals_, form.marginals),
+            "n_components": (self.n_components_, form.options.n_components),
+            "pool_size": (len(start.pool), form.options.pool_size),
         }
         changed = [f"{k} was {old}, and is {new}" for k, (old, new) in pairs.items() if old != new]
         if changed:
@@ -595,10 +629,11 @@ class LVEBMEstimator(
         weight: NDArray,
         start: Model | None,
         group: Group,
-        settings: dict[str, Any],
+        form: _Form,
+        device: torch.device,
     ) -> Progress:
         """Where this fit is written to; its random stream goes back to where the file says."""
-        from .checkpoint import Checkpoint, Progress, digest
+        from .checkpoint import Checkpoint, Progress, described, digest
 
         if path is None and group.size == 1:
             return Progress(None, self._random_state, group)
@@ -606,7 +641,10 @@ class LVEBMEstimator(
         if start is not None and self._maps is not None:
             tables.append(self._maps.knots)
         is_seeded = isinstance(self.random_state, Integral)
-        identity = settings | {
+        identity = asdict(form.options) | {
+            "energy": described(form.spec),
+            "marginals": form.marginals,
+            "device": device.type,
             "sklvebm": __version__,
             "random_state": int(self.random_state) if is_seeded else "no integer",
             "table": digest(tables),
@@ -622,7 +660,9 @@ class LVEBMEstimator(
         checkpoint = None if path is None else Checkpoint(path, identity)
         return Progress(checkpoint, self._random_state, group)
 
-    def _reporter(self, X: NDArray, n_evaluations: int, group: Group, before: _Before) -> Reporter:
+    def _reporter(
+        self, X: NDArray, n_evaluations: int, group: Group, screen: Screen, before: _Before
+    ) -> Reporter:
         """Of several processes, the first alone tells and asks."""
         context = NoContext()
         if group.rank == 0:
@@ -634,7 +674,7 @@ class LVEBMEstimator(
             stream = {"_random_state": copy.deepcopy(self._random_state)}
             return _attributes(result, before) | stream
 
-        return Reporter(self, context, X, verbose=self.verbose, attributes=attributes)
+        return Reporter(self, context, X, screen=screen, attributes=attributes)
 
     def _complaints(self, stopped: bool) -> list[str]:
         """What the fitted model is to be warned of."""

@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklvebm import LVEBMEstimator
-from sklvebm._callbacks import NoContext, Reporter
+from sklvebm._callbacks import NoContext, Reporter, Screen
 
 try:
     from sklearn import callback
@@ -153,9 +153,16 @@ def test_lines_of_text(X, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(model.history_)
 
 
+@pytest.mark.parametrize(("marginals", "told"), [("mixture", True), ("gaussian", False)])
+def test_marginals_that_take_time_are_told(X, capsys, marginals, told):
+    quick(verbose=1, marginals=marginals).fit(X)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"[sklvebm] marginals: {marginals} (") == told
+
+
 def test_without_the_protocol():
     """Before scikit-learn 1.9 nobody listens."""
-    reporter = Reporter(None, NoContext(), np.zeros((1, 1)), verbose=0, attributes=dict)
+    reporter = Reporter(None, NoContext(), np.zeros((1, 1)), screen=Screen(0), attributes=dict)
     row = {"stage": "reference", "n_iter": 1, "energy_gap": np.nan}
     assert reporter(row, lambda: pytest.fail("nobody asked for a model")) is False
     reporter.close()
