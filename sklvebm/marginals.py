@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from ._threads import in_order
+
 # Variance that a component gains, as a standard deviation, in those of the feature. Wider, features
 # lose what they have to do with others; narrower, likelihood.
 _WIDENED = 0.25
@@ -39,8 +41,8 @@ _MIN_SCALE = 0.01
 # wide, or so wide that the farthest value is so many of its standard deviations out.
 _BACKGROUND_SCALE, _BACKGROUND_REACH = 1.5, 3.0
 _MAX_ITER, _TOL = 200, 1e-5
-# Parts that the rows are summarised to, and the entries that EM works on at once.
-_N_PARTS, _AT_ONCE = 256, 2**21
+# Parts that the rows are summarised to, and the entries that EM works on at once in a thread.
+_N_PARTS, _AT_ONCE = 256, 2**16
 _N_HALVINGS = 60
 _LOG_2PI = np.log(2 * np.pi)
 
@@ -62,11 +64,12 @@ class MarginalMaps:
         """Fit to standardised rows ``X (n, d)``, NaN where missing, that count ``weight (n,)``."""
         parts = _parts(X, weight)
         width = max(1, _AT_ONCE // (parts.mean.shape[1] * max(_SIZES)))
-        knots = []
-        for start in range(0, X.shape[1], width):
+
+        def knots(start: int) -> NDArray:
             mixtures = _best_mixtures(parts.of(slice(start, start + width)))
-            knots.append(np.stack([_quantiles(*mixtures), _quantiles(*mixtures.widened())]))
-        return cls(np.concatenate(knots, axis=1))
+            return np.stack([_quantiles(*mixtures), _quantiles(*mixtures.widened())])
+
+        return cls(np.concatenate(list(in_order(knots, range(0, X.shape[1], width))), axis=1))
 
     def forward(self, X: NDArray) -> NDArray:
         """y of ``X (..., d)``, standardised; NaN stays NaN."""

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.datasets import load_iris
 from statistical import assert_close_to, assert_rejects
@@ -47,6 +48,17 @@ class TestMaps:
         np.testing.assert_allclose(maps.forward(maps.inverse(Y)), Y, rtol=1e-9, atol=1e-9)
         one = maps.inverse(Y[:, None])
         np.testing.assert_array_equal(one[:, 0], maps.inverse(Y))
+
+    def test_features_are_shared_out_among_threads(self, maps, table, monkeypatch):
+        monkeypatch.setattr("sklvebm.marginals._AT_ONCE", 1)
+        before = torch.get_num_threads()
+        try:
+            for n_threads in (1, 3):
+                torch.set_num_threads(n_threads)
+                apart = MarginalMaps.fitted(table, np.ones(len(table)))
+                np.testing.assert_array_equal(apart.knots, maps.knots)
+        finally:
+            torch.set_num_threads(before)
 
     def test_slope_is_the_derivative(self, maps):
         # In the middle of a piece, so that both sides lie within it; and beyond the pieces.

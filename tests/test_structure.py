@@ -10,10 +10,9 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
-    {"state"},
+    {"state", "_threads"},
     {
         "_arrays",
-        "_threads",
         "optimizer",
         "networks",
         "langevin",
