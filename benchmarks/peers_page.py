@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from digits import ROOT, insert
-from peers import MAPPED, load, load_rows
-from tables import TABLES
+from peers import FINE, MAPPED, load, load_rows
+from tables import MANY, PLANAR, TABLES, of_many_rows
 
 OURS = "sklvebm"
 FLOWS = ("NSF", "MAF")
@@ -29,9 +29,9 @@ _COLOURS = {"GaussianMixture": "#0072B2", "VAE": "#D55E00", "NSF": "#009E73", "M
 _MARKERS = {"GaussianMixture": "o", "VAE": "s", "NSF": "^", "MAF": "D"}
 
 
-def of_kind(*kinds):
-    """Tables of these kinds for which our cells are there."""
-    return [n for n, t in TABLES.items() if t.kind in kinds and OURS in load(n)["cells"]]
+def of_kind(*kinds, model=OURS):
+    """Tables of these kinds for which cells of ``model``, ours, are there."""
+    return [n for n, t in TABLES.items() if t.kind in kinds and model in load(n)["cells"]]
 
 
 def values(table, model, key):
@@ -153,6 +153,9 @@ def verdicts():
     lines = list(likelihood_verdicts(real))
     short = [mean(t, OURS, "short_of_truth") for t in planar]
     lines.append(("planar: within .05 nats of the truth", "all", count(short, lambda s: s <= 0.05)))
+    short = [mean(t, FINE, "short_of_truth") for t in of_kind(MANY, model=FINE)]
+    asked = "the same, of 20,000 rows and with 256 frequencies"
+    lines.append((asked, "all", count(short, lambda s: s <= 0.05)))
     shares = [mean(t, OURS, "least_share") for t in planar]
     asked = "planar: every cell has a third of its share of samples, no lost mode"
     lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
@@ -203,9 +206,27 @@ def cells(tables):
     return markdown(["data", OURS, *SAMPLERS, "held-out rows"], lines)
 
 
+def many_rows():
+    """Nats short of the truth from 5,000 rows, from 20,000, and how long these take."""
+    lines = []
+    for name in PLANAR:
+        many = of_many_rows(name)
+        lines.append(
+            [
+                name,
+                shown(name, OURS, "short_of_truth", 3),
+                shown(many, FINE, "short_of_truth", 3),
+                shown(many, FINE, "least_share"),
+                shown(many, FINE, "fit_s", 0),
+            ]
+        )
+    head = ["data", "5,000 rows, defaults", f"20,000 rows, {FINE}", "least share", "fit, s"]
+    return markdown(head, lines)
+
+
 def where():
     """Machine and seeds."""
-    names = of_kind("real", "physical", "planar")
+    names = of_kind("real", "physical", "planar") + of_kind(MANY, model=FINE)
     machine = load(names[0])["machine"]
     seeds = {len(v) for n in names for v in load(n)["cells"].values()}
     spent = [
@@ -276,6 +297,7 @@ def blocks():
             "short_of_truth",
             3,
         ),
+        "many": many_rows(),
         "reconstruction": grid(real + physical, decoders, "mse", 3),
         "samples": floors(everything),
         "modes": cells(planar),

@@ -26,9 +26,12 @@ MAX_TRAIN, MAX_TEST = 5000, 5000
 # A column is gridded where at least this share of its entries lies on a power of ten, and at most
 # this share of its entries is unique.
 _ON_GRID, _UNIQUE = 0.9, 0.5
-# 80/20 of them are 5,000 to train on and 1,250 to test.
-_N_DRAWN = 6250
+# 80/20 of them are 5,000 to train on and 1,250 to test; of the others, 20,000 and 5,000.
+_N_DRAWN, _N_MANY = 6250, 25_000
 _LABELLED = "binary_classification"
+# A planar density can be drawn at will: what is left of it to learn is then a model's own.
+MANY = "planar, many rows"
+KINDS = ("real", "physical", "planar", MANY)
 # Keeps the logits of pixels finite.
 _MARGIN = 1e-6
 
@@ -47,7 +50,7 @@ class Split(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A data set: ``kind`` is "real", "physical" or "planar", ``k`` the latents of every model.
+    """A data set: ``kind`` is one of ``KINDS``, ``k`` the latents of every model.
 
     ``about`` says what and whose it is. ``draw(seed)`` gives rows and labels (or None), before they
     are split. ``density`` is the law that they come from, where it is known.
@@ -60,13 +63,14 @@ class Table(NamedTuple):
     draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
     labelled: bool = False
     density: datasets.KnownDensity | None = None
+    max_train: int = MAX_TRAIN
 
     def split(self, seed: int) -> Split:
-        """80/20, at most ``MAX_TRAIN`` and ``MAX_TEST`` rows, standardised by the training rows."""
+        """80/20, at most ``max_train`` and ``MAX_TEST`` rows, standardised by the training rows."""
         X, y = self.draw(seed)
         labels = np.zeros(len(X)) if y is None else y
         n_test = min(MAX_TEST, round(0.2 * len(X)))
-        n_train = min(MAX_TRAIN, len(X) - n_test)
+        n_train = min(self.max_train, len(X) - n_test)
         X_train, X_test, y_train, y_test = train_test_split(
             X, labels, train_size=n_train, test_size=n_test, random_state=seed
         )
@@ -161,15 +165,35 @@ def _real(
 
 
 def _generated(
-    name: str, source: datasets.KnownDensity | datasets.DynamicalSystem, kind: str, k: int
+    name: str,
+    source: datasets.KnownDensity | datasets.DynamicalSystem,
+    kind: str,
+    k: int,
+    n_drawn: int = _N_DRAWN,
 ) -> Table:
     about = f"`sklvebm.datasets.{type(source).__name__}`, drawn"
 
     def draw(seed):
-        return source.sample(_N_DRAWN, random_state=seed), None
+        return source.sample(n_drawn, random_state=seed), None
 
     density = source if isinstance(source, datasets.KnownDensity) else None
-    return Table(name, about, kind, k, draw, density=density)
+    return Table(name, about, kind, k, draw, density=density, max_train=n_drawn)
+
+
+PLANAR = {
+    "8 gaussians": datasets.eight_gaussians(),
+    "moons": datasets.Moons(),
+    "pinwheel": datasets.Pinwheel(),
+    "checkerboard": datasets.Checkerboard(),
+    "rings": datasets.Rings((0.75, 1.5, 2.25, 3.0)),
+    "swiss roll": datasets.SwissRoll(),
+    "2 spirals": datasets.Spirals(),
+}
+
+
+def of_many_rows(name: str) -> str:
+    """The table of 20,000 training rows of a planar density."""
+    return f"{name}, 20,000 rows"
 
 
 # Latents: the estimator's default on real tables (half the features, at most ten) and planar
@@ -211,13 +235,11 @@ TABLES = {
         _generated("double pendulum", datasets.DoublePendulum(), "physical", 2),
         _generated("fitzhugh-nagumo", datasets.FitzHughNagumo(), "physical", 1),
         _generated("phi-4 chain", datasets.PhiFourChain(16), "physical", 8),
-        _generated("8 gaussians", datasets.eight_gaussians(), "planar", 2),
-        _generated("moons", datasets.Moons(), "planar", 2),
-        _generated("pinwheel", datasets.Pinwheel(), "planar", 2),
-        _generated("checkerboard", datasets.Checkerboard(), "planar", 2),
-        _generated("rings", datasets.Rings((0.75, 1.5, 2.25, 3.0)), "planar", 2),
-        _generated("swiss roll", datasets.SwissRoll(), "planar", 2),
-        _generated("2 spirals", datasets.Spirals(), "planar", 2),
+        *(_generated(name, density, "planar", 2) for name, density in PLANAR.items()),
+        *(
+            _generated(of_many_rows(name), density, MANY, 2, _N_MANY)
+            for name, density in PLANAR.items()
+        ),
     )
 }
 
