@@ -124,7 +124,7 @@ def _mapped(build):
 
 
 PEERS = {
-    "sklvebm": Peer(_ours),
+    "sklvebm": Peer(_ours, lambda table: True),
     FINE: Peer(_ours_fine, lambda table: table.kind == MANY),
     "GaussianMixture": Peer(_mixture),
     "KernelDensity": Peer(_kernel_density),

@@ -213,7 +213,8 @@ class LVEBMEstimator(
         seed of the file. One file serves one fit at a time: give none in a search, whose fits would
         share it. ``partial_fit`` writes none.
     verbose : int, default=0
-        1 prints a line a stage, 2 a line an evaluation; either tells first what marginals are.
+        1 prints a line a stage, 2 a line an evaluation; either says which marginals were taken,
+        unless none but "gaussian" ones could be.
 
     Attributes
     ----------
