@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from sklearn.base import RegressorMixin
 from torch import Tensor
 
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
@@ -31,7 +30,7 @@ from .mixtures import Guess
 from .particles import JointPool
 from .partition import LogPartition
 from .quasirandom import SharedRows
-from .reconstruction import fit_remainder
+from .reconstruction import Remainder, fit_remainder
 
 # Rows whose posteriors are found at once: bounds memory. They are filled up to this number, or to a
 # multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
@@ -49,8 +48,9 @@ _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 _STAYS = 0.01
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
-# Draws of the model that its reconstructions are learned from.
-_N_RECONSTRUCTED = 512
+# Draws of the model that its reconstructions are learned from: as many as have so many entries,
+# since rows of many features go back through maps slowly, within limits.
+_N_RECONSTRUCTED, _RECONSTRUCTED_ENTRIES = (512, 2048), 2**17
 
 
 class Evidence(NamedTuple):
@@ -120,7 +120,7 @@ class Model:
     n_starts: int = 1
     moves: Moves = field(default_factory=Moves)
     _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
-    _remainder: RegressorMixin | None = field(default=None, repr=False)
+    _remainder: Remainder | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -382,9 +382,11 @@ class Model:
         """E[back(x) | z], ``(n, d)``, in the precision of ``z (n, k)``."""
         return self.cast(z.dtype).conditional_mean(z, back)
 
-    def _fit_remainder(self, back: Back | None) -> RegressorMixin:
+    def _fit_remainder(self, back: Back | None) -> Remainder:
         noise = generator_from_seed(self.seed, self.device)
-        x, _ = self.sample(_N_RECONSTRUCTED, noise)
+        fewest, most = _N_RECONSTRUCTED
+        n_rows = _RECONSTRUCTED_ENTRIES // self.energy.reference.n_features
+        x, _ = self.sample(min(max(n_rows, fewest), most), noise)
         t = self.posterior_mean(x)
         left = (x if back is None else back(x)) - self.conditional_mean(t, back)
         parts = (to_numpy(part).astype(float) for part in (t, left))

@@ -4,36 +4,54 @@ A posterior mean varies less than the latents themselves, so the mean of x given
 a guess of x: of a linear-Gaussian model it is W t, where the least-squares one is W(WᵀW)⁻¹M t with
 M = σ²I + WᵀW (Tipping and Bishop 1999, "Probabilistic principal component analysis", JRSS B 61(3),
 section 3.3). Elsewhere what E[x | z = t] leaves over is regressed on t, over rows of the model's
-own: a linear part, and a kernel's (Williams and Seeger 2001, "Using the Nyström method to speed up
-kernel machines", NIPS 13).
+own: by ridge regression, and by the mean over the nearest of these rows of what that leaves. Far
+from all of them the prediction stays within what has been seen, plus the linear part.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import RegressorMixin
-from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-_GAMMAS = (0.03, 0.1, 0.3, 1.0)
 _ALPHAS = np.logspace(-4, 4, 17)
-_N_BASES = 128
+_N_NEIGHBORS = (5, 10, 20, 40, 80)
+_CV = 5
 
 
-def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> RegressorMixin:
-    """Regression of ``remainder (n, d)`` on ``T (n, k)``, its penalty and width by leave-one-out.
+class Remainder(NamedTuple):
+    """A regression on t: what is linear in it, and what neighbours tell of the rest."""
 
-    Where T tells nothing the penalty grows until the prediction is the mean.
+    linear: Pipeline
+    local: KNeighborsRegressor
+
+    def predict(self, T: NDArray) -> NDArray:
+        """Prediction ``(n, d)`` for ``T (n, k)``."""
+        # Of a single feature some regressors predict a vector.
+        linear, local = (part.predict(T).reshape(len(T), -1) for part in self)
+        return linear + local
+
+
+def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> Remainder:
+    """Regression of ``remainder (n, d)`` on ``T (n, k)``, at least ten rows.
+
+    Penalty and number of neighbours are chosen by cross-validation. Where T tells nothing, or
+    nothing more, the first grows, or the second is nearly all rows, until the prediction is the
+    mean.
     """
-    fits = []
-    for gamma in _GAMMAS:
-        kernel = Nystroem(
-            gamma=gamma / T.shape[1], n_components=min(_N_BASES, len(T)), random_state=seed
-        )
-        features = make_union(FunctionTransformer(), kernel)
-        model = make_pipeline(StandardScaler(), features, RidgeCV(_ALPHAS))
-        fits.append(model.fit(T, remainder))
-    return max(fits, key=lambda model: model[-1].best_score_)
+    linear = make_pipeline(StandardScaler(), RidgeCV(_ALPHAS)).fit(T, remainder)
+    most = len(T) * (_CV - 1) // _CV - 1
+    sizes = [size for size in _N_NEIGHBORS if size < most]
+    local = GridSearchCV(
+        KNeighborsRegressor(),
+        {"n_neighbors": [*sizes, most]},
+        cv=KFold(_CV, shuffle=True, random_state=seed),
+        scoring="neg_mean_squared_error",
+    ).fit(T, remainder - linear.predict(T).reshape(remainder.shape))
+    return Remainder(linear, local.best_estimator_)
