@@ -5,8 +5,9 @@ r"""The normalised reference p_0(x, z), which starts as probabilistic PCA.
     z = a, \qquad x = g(z) + A\,(s(z) ∘ t(ε)), \qquad (a, ε) ∼ N(0, I)
 
 with g(z) = Wz + μ + net(z), bounded log s(z), A = B⁻¹ for a B of determinant one, and t a
-monotone, increasing map of each coordinate that sets the tails. The map v = (a, ε) ↔ (x, z) is a
-bijection with a known Jacobian, so p_0 is normalised, sampled exactly, and read either way.
+monotone, increasing map of each coordinate that sets the tails; or, with isotropic noise,
+x = g(z) + σε. The map v = (a, ε) ↔ (x, z) is a bijection with a known Jacobian, so p_0 is
+normalised, sampled exactly, and read either way.
 
 References
 ----------
@@ -50,10 +51,11 @@ class Reference(nn.Module):
         would otherwise be infinite on duplicated or constant columns.
     generator : torch.Generator
     hidden_layer_sizes : tuple of int or None
-        Hidden layers of the network behind g and log s; None for the linear-Gaussian reference
-        with one noise scale, x = Wz + μ + σε.
+        Hidden layers of the network behind g and log s; None for none, where g is linear.
+    isotropic : bool
+        Whether the noise is σε, with one σ for all features and rows; it is without a network.
     mixing : bool
-        Whether A is learned; otherwise it stays the identity.
+        Whether A is learned; otherwise it stays the identity, as it does for isotropic noise.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Reference(nn.Module):
         min_scale: float,
         generator: torch.Generator,
         hidden_layer_sizes: tuple[int, ...] | None = None,
+        isotropic: bool = False,
         mixing: bool = False,
     ) -> None:
         super().__init__()
@@ -73,10 +76,13 @@ class Reference(nn.Module):
         self.weight = nn.Parameter(torch.zeros(d, k))
         self.loc = nn.Parameter(torch.zeros(d))
         self.is_linear = hidden_layer_sizes is None
-        self.log_scale = nn.Parameter(torch.zeros(1 if self.is_linear else d))
+        self.is_isotropic = isotropic or self.is_linear
+        self.log_scale = nn.Parameter(torch.zeros(1 if self.is_isotropic else d))
         self.mixing: nn.Parameter | None = None
         if hidden_layer_sizes is not None:
-            self.net = MLP([k], hidden_layer_sizes, 2 * d, generator=generator)
+            n_output = d if isotropic else 2 * d
+            self.net = MLP([k], hidden_layer_sizes, n_output, generator=generator)
+        if not self.is_isotropic:
             if mixing:
                 self.mixing = nn.Parameter(torch.zeros(d, d))
             self.log_tail = nn.Parameter(torch.full((d,), -2.0))
@@ -92,7 +98,7 @@ class Reference(nn.Module):
     @torch.no_grad()
     def project_(self) -> None:
         """Go back to the nearest parameters that are allowed: every κ within ``MAX_TAIL``."""
-        if not self.is_linear:
+        if not self.is_isotropic:
             self.log_tail.clamp_(max=math.log(MAX_TAIL))
 
     def conditional(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +112,12 @@ class Reference(nn.Module):
             log_scale = self.log_scale.clamp(min=self.min_log_scale)
             return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
         output, pull_net = self.net.vjp(self.net.enter(z))
+        if self.is_isotropic:
+
+            def pull_mean(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
+                return by_loc @ self.weight + self.net.leave(pull_net(by_loc), 0)
+
+            return loc + output, self.log_scale.clamp(min=self.min_log_scale), pull_mean
         shift, change = output.split(self.n_features, dim=-1)
         bend = torch.tanh(change / _LOG_SCALE_RANGE)
         log_scale = self.log_scale + _LOG_SCALE_RANGE * bend
@@ -134,7 +146,7 @@ class Reference(nn.Module):
         r"""ε of (x, z) and log\|∂ε/∂x\|: shapes ``(..., d)`` and ``(...)``."""
         loc, log_scale = self.conditional(z)
         residual = x - loc
-        if self.is_linear:
+        if self.is_isotropic:
             log_det = (-self.n_features * log_scale[0]).expand(residual.shape[:-1])
             return residual * torch.exp(-log_scale), log_det
         e = self._unmix(residual) * torch.exp(-log_scale)
@@ -144,7 +156,7 @@ class Reference(nn.Module):
     def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
         """x of (ε, z): shapes ``(..., d)`` and ``(..., k)`` to ``(..., d)``."""
         loc, log_scale = self.conditional(z)
-        if self.is_linear:
+        if self.is_isotropic:
             return loc + noise * log_scale.exp()
         e = tails.from_normal(noise, self.log_tail, self.skew)
         return loc + self._mix(e * log_scale.exp())
@@ -158,7 +170,7 @@ class Reference(nn.Module):
         missing = torch.isnan(x)
         loc, log_scale = self.conditional(z)
         e, log_slope = y, log_scale
-        if not self.is_linear:
+        if not self.is_isotropic:
             e = tails.from_normal(y, self.log_tail, self.skew)
             log_slope = log_scale + tails.log_slope(y, self.log_tail, self.skew)
         completed = torch.where(missing, loc + e * log_scale.exp(), x)
@@ -183,7 +195,7 @@ class Reference(nn.Module):
     def mean(self, z: Tensor) -> Tensor:
         """E_0[x | z], ``(..., d)``."""
         loc, log_scale = self.conditional(z)
-        if self.is_linear:
+        if self.is_isotropic:
             return loc
         e = tails.mean(self.log_tail, self.skew)
         return loc + self._mix(e * log_scale.exp())
@@ -192,7 +204,7 @@ class Reference(nn.Module):
         """log p_0(x, z) in nats, ``(...)``; ``x (..., d)`` and ``z (..., k)`` broadcast."""
         constant = 0.5 * (self.n_features + self.n_components) * _LOG_2PI
         prior = 0.5 * z.square().sum(-1) + constant
-        if self.is_linear:
+        if self.is_isotropic:
             noise, log_det = self.to_noise(x, z)
             return log_det - 0.5 * noise.square().sum(-1) - prior
         loc, log_scale = self.conditional(z)
@@ -204,7 +216,7 @@ class Reference(nn.Module):
         loc, log_scale, pull = self._conditional_vjp(z)
         constant = 0.5 * (self.n_features + self.n_components) * _LOG_2PI
         prior = 0.5 * z.square().sum(-1) + constant
-        if self.is_linear:
+        if self.is_isotropic:
             noise = (x - loc) * torch.exp(-log_scale)
             energy = 0.5 * noise.square().sum(-1) + self.n_features * log_scale
             return energy + prior, z - pull(noise * torch.exp(-log_scale), log_scale)
@@ -274,7 +286,7 @@ class Reference(nn.Module):
         z, noise = v.split([self.n_components, self.n_features], dim=-1)
         loc, log_scale, pull = self._conditional_vjp(z)
         scale = log_scale.exp()
-        if self.is_linear:
+        if self.is_isotropic:
             return (
                 loc + noise * scale,
                 z,

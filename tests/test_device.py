@@ -32,6 +32,7 @@ class Quartic(nn.Module):
 
 ENERGIES = {
     "tilted": TiltedEnergy((8,), (8,)),
+    "isotropic": TiltedEnergy((8,), (8,), noise="isotropic"),
     "free": FreeEnergy((8,)),
     "linear": LinearEnergy(),
     "custom": CustomEnergy(lambda d, k: Quartic()),

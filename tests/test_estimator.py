@@ -109,6 +109,16 @@ class TestAnswers:
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert np.square(found - X).sum() < np.square(model.decode(model.transform(X)) - X).sum()
 
+    def test_a_single_feature_is_reconstructed(self, rng):
+        X = rng.standard_normal((100, 1))
+        model = quick().fit(X)
+        assert model.inverse_transform(model.transform(X)).shape == X.shape
+
+    def test_isotropic_noise_has_nothing_mixed(self, X):
+        energy = TiltedEnergy(mixing=True, noise="isotropic")
+        with pytest.raises(ValueError, match="flexible"):
+            quick(energy=energy).fit(X)
+
     @pytest.mark.slow
     def test_reconstruction_undoes_the_shrinkage(self, rng):
         """Nearly round data: posterior means hardly vary, and E[x | z = mean] says next to nothing.
@@ -120,6 +130,21 @@ class TestAnswers:
         Z = model.transform(X)
         shrunken = np.square(model.decode(Z) - X).mean()
         assert np.square(model.inverse_transform(Z) - X).mean() < 0.7 * shrunken
+
+    @pytest.mark.slow
+    def test_isotropic_noise_gives_latents_that_reconstruct(self, rng):
+        """Two features alike and two on their own, in two latents: a likelihood is as content to
+        call both of these noise. PCA's error is the least that there is for a Gaussian; a
+        twentieth is allowed for learning it.
+        """
+        X = rng.standard_normal((500, 4))
+        X[:, 1] = X[:, 0] + 0.1 * X[:, 1]
+        X = StandardScaler().fit_transform(X)
+        energy = TiltedEnergy((8,), (8,), noise="isotropic")
+        model = LVEBMEstimator(2, energy=energy, max_iter=200, random_state=0).fit(X)
+        pca = PCA(2).fit(X)
+        least = np.square(pca.inverse_transform(pca.transform(X)) - X).mean()
+        assert np.square(model.inverse_transform(model.transform(X)) - X).mean() < 1.05 * least
 
     def test_samples_are_fresh_and_seeded(self, fitted):
         assert not np.array_equal(fitted.sample(5), fitted.sample(5))
@@ -182,6 +207,8 @@ class TestParameters:
             ("energy", TiltedEnergy(n_frequencies=-1)),
             ("energy", TiltedEnergy(mixing="yes")),
             ("energy", TiltedEnergy(tilt_bound=0)),
+            ("energy", TiltedEnergy(noise="nonsense")),
+            ("energy", TiltedEnergy(noise=None)),
             ("energy", LinearEnergy(init="nonsense")),
             ("inference", "nonsense"),
             ("dynamics", "nonsense"),

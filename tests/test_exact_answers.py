@@ -395,6 +395,7 @@ class Curve(nn.Module):
 ENERGIES = {
     "tilted": TiltedEnergy((16, 16), (16, 16)),
     "mixed": TiltedEnergy((16, 16), (16, 16), mixing=True),
+    "isotropic": TiltedEnergy((16, 16), (16, 16), noise="isotropic"),
     "free": FreeEnergy((16, 16)),
     "linear": "linear",
     "custom": Curve,
@@ -412,7 +413,7 @@ def blobs(rng, n, d):
     ("energy", "d"),
     [
         *(("tilted", 1), ("free", 1), ("linear", 1), ("custom", 1)),
-        *(("mixed", 2), ("free", 2), ("linear", 2), ("custom", 2)),
+        *(("mixed", 2), ("isotropic", 2), ("free", 2), ("linear", 2), ("custom", 2)),
     ],
 )
 @pytest.mark.statistical

@@ -13,6 +13,7 @@ SPECS = {
     "frequencies": TiltedEnergy(n_frequencies=8),
     "unbounded": TiltedEnergy(tilt_bound=None, hidden_layer_sizes=(16, 8, 4)),
     "least scale": TiltedEnergy(min_scale=0.9),
+    "isotropic": TiltedEnergy(noise="isotropic"),
     "free": FreeEnergy(),
     "free frequencies": FreeEnergy(n_frequencies=4),
     "linear": LinearEnergy(),

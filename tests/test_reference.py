@@ -18,32 +18,31 @@ def uniform(generator, *shape):
     return 2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1
 
 
-def random_reference(generator, d=3, k=2, *, mixing=True, linear=False) -> Reference:
+KINDS = {
+    "mixed": {"hidden_layer_sizes": (8,), "mixing": True},
+    "flexible": {"hidden_layer_sizes": (8,)},
+    "isotropic": {"hidden_layer_sizes": (8,), "isotropic": True},
+    "linear": {},
+}
+
+
+def random_reference(generator, d=3, k=2, *, kind="mixed") -> Reference:
     """A reference whose parameters are all away from zero, in ranges that grids can hold."""
-    reference = Reference(
-        d,
-        k,
-        min_scale=1e-3,
-        generator=generator,
-        hidden_layer_sizes=None if linear else (8,),
-        mixing=mixing,
-    ).double()
+    reference = Reference(d, k, min_scale=1e-3, generator=generator, **KINDS[kind]).double()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.copy_(0.3 * uniform(generator, *parameter.shape))
-        if not linear:
+        if not reference.is_isotropic:
             reference.log_tail.sub_(1.0)
     return reference
 
 
-CASES = pytest.mark.parametrize(
-    ("mixing", "linear"), [(True, False), (False, False), (False, True)]
-)
+CASES = pytest.mark.parametrize("kind", KINDS)
 
 
 @CASES
-def test_to_noise_inverts_from_noise(generator, mixing, linear):
-    reference = random_reference(generator, mixing=mixing, linear=linear)
+def test_to_noise_inverts_from_noise(generator, kind):
+    reference = random_reference(generator, kind=kind)
     z, noise = 2 * uniform(generator, 5, 7, 2), 4 * uniform(generator, 5, 7, 3)
     x = reference.from_noise(noise, z)
     torch.testing.assert_close(reference.to_noise(x, z)[0], noise, rtol=1e-10, atol=1e-10)
@@ -57,9 +56,9 @@ def test_to_noise_inverts_from_noise(generator, mixing, linear):
 
 
 @CASES
-def test_the_jacobian_is_autograd_s(generator, mixing, linear):
+def test_the_jacobian_is_autograd_s(generator, kind):
     """Of x given z, and of the whole map v → (x, z), whose determinants agree as z = a."""
-    reference = random_reference(generator, mixing=mixing, linear=linear)
+    reference = random_reference(generator, kind=kind)
     for _ in range(4):
         v = 2 * uniform(generator, 5)
         x, z = reference.split(v)
@@ -78,8 +77,8 @@ def test_the_jacobian_is_autograd_s(generator, mixing, linear):
 
 
 @CASES
-def test_log_prob_is_the_change_of_variables(generator, mixing, linear):
-    reference = random_reference(generator, mixing=mixing, linear=linear)
+def test_log_prob_is_the_change_of_variables(generator, kind):
+    reference = random_reference(generator, kind=kind)
     v = 2 * uniform(generator, 6, 5)
     x, z = reference.split(v)
     log_det = reference.to_noise(x, z)[1]
@@ -87,10 +86,10 @@ def test_log_prob_is_the_change_of_variables(generator, mixing, linear):
     torch.testing.assert_close(reference.log_prob(x, z), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("linear", [True, False])
-def test_integrates_to_one_in_two_dimensions(generator, linear):
+@pytest.mark.parametrize("kind", ["flexible", "isotropic", "linear"])
+def test_integrates_to_one_in_two_dimensions(generator, kind):
     """d = k = 1, over x and z; the tails t stretch the grid over x."""
-    reference = random_reference(generator, 1, 1, mixing=False, linear=linear)
+    reference = random_reference(generator, 1, 1, kind=kind)
 
     def log_prob(points):
         points = torch.from_numpy(points)
@@ -103,7 +102,7 @@ def test_integrates_to_one_in_two_dimensions(generator, linear):
 
 def test_the_conditional_of_two_mixed_features_integrates_to_one(generator):
     """∫ p_0(x, z) dx = N(z; 0, I) at any z, with A mixing two features."""
-    reference = random_reference(generator, 2, 1, mixing=True)
+    reference = random_reference(generator, 2, 1)
     axis = np.arange(-60, 60, 0.12)
     for z in (-1.5, 0.3):
 
@@ -117,9 +116,9 @@ def test_the_conditional_of_two_mixed_features_integrates_to_one(generator):
 
 
 @CASES
-def test_the_conditional_mean_is_that_of_the_draws(generator, mixing, linear):
+def test_the_conditional_mean_is_that_of_the_draws(generator, kind):
     """E_0[x | z] by Gauss–Hermite quadrature of from_noise over ε."""
-    reference = random_reference(generator, 2, 1, mixing=mixing, linear=linear)
+    reference = random_reference(generator, 2, 1, kind=kind)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     noise = torch.from_numpy(oracles.grid(nodes, nodes))
     weights = torch.from_numpy(np.outer(weights, weights).ravel()) / (2 * math.pi)
@@ -250,6 +249,29 @@ def test_the_linear_evidence_is_the_marginal(rng, generator):
     with torch.no_grad():
         evidence = reference.linear_log_prob(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(evidence, oracles.linear_marginal(x, *ppca), rtol=1e-9, atol=1e-9)
+
+
+def test_the_isotropic_reference_starts_at_ppca(rng, generator):
+    """To the last digits: a network that is zero, and one Gaussian noise."""
+    linear, ppca, x = linear_case(rng, generator)
+    isotropic = Reference(
+        4, 2, min_scale=1e-3, generator=generator, hidden_layer_sizes=(8,), isotropic=True
+    ).double()
+    isotropic.set_ppca_(ppca)
+    x, z = torch.from_numpy(x), torch.from_numpy(rng.standard_normal((6, 2)))
+    torch.testing.assert_close(isotropic.log_prob(x, z), linear.log_prob(x, z), rtol=1e-12, atol=0)
+
+
+def test_the_isotropic_reference_weighs_all_errors_alike(generator):
+    """log p_0(x | z) is −½|x − g(z)|²/σ² − d log σ + constant, with the same σ at every z."""
+    reference = random_reference(generator, kind="isotropic")
+    z, x = 2 * uniform(generator, 6, 2), 3 * uniform(generator, 6, 3)
+    with torch.no_grad():
+        given_z = reference.log_prob(x, z) + 0.5 * z.square().sum(-1) + oracles.LOG_2PI
+        errors = (x - reference.mean(z)).square().sum(-1)
+        log_scale = reference.log_scale[0]
+    expected = -0.5 * errors * torch.exp(-2 * log_scale) - 3 * (log_scale + 0.5 * oracles.LOG_2PI)
+    torch.testing.assert_close(given_z, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("mixing", [True, False])

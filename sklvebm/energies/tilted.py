@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 # Shares of the updates that the reference gets. A tilt with Fourier features learns a density of
 # few features by itself, and has less to undo the less the reference has learned; where nothing is
-# compressed either, the reference stays the Gaussian that it starts as.
+# compressed either, the reference stays the Gaussian that it starts as. Isotropic noise is for the
+# sake of the latents, which the reference learns.
 _SHARE, _SHARE_WITH_FREQUENCIES = 0.75, 0.25
+_NOISES = ("flexible", "isotropic")
 # Features up to which A is learned by default: it has a weight for every pair of them, in order.
 _MIXED = 100
 
@@ -33,10 +35,15 @@ class TiltedEnergy(EnergySpec):
     where there are as many latents as features, so that nothing is compressed. A is learned in the
     last fifteenth of these updates, with the rest of p_0 held.
 
+    What a feature's noise explains, the latents need not. ``noise="isotropic"`` gives all features
+    the same: p_0 is then x = g(z) + σε, probabilistic PCA with a network for its mean, whose
+    likelihood weighs the squared errors of all features and rows alike. Latents then reconstruct
+    more, and the likelihood of the fitted model is lower.
+
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=(128, 128)
-        Hidden layers of the network of p_0, which gives g and log s.
+        Hidden layers of the network of p_0, which gives g and, where noise is flexible, log s.
     tilt_hidden_layer_sizes : tuple of int, default=(128, 128)
         Hidden layers of f.
     mixing : bool or "auto", default="auto"
@@ -44,7 +51,7 @@ class TiltedEnergy(EnergySpec):
         Without it features are independent given z under p_0, and every other dependence is left
         to f. A comes after the rest of p_0, so that what can pass through the latents does, and
         early stopping drops it where it does not help on held-out rows. "auto" learns it for up
-        to 100 features.
+        to 100 features, where noise is flexible.
     n_frequencies : int or "auto", default="auto"
         Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
         to four features and none above: they make sharp edges learnable in few dimensions, and
@@ -55,7 +62,12 @@ class TiltedEnergy(EnergySpec):
         which bounds an error by about a nat. None leaves f unbounded, and the score to be trusted
         less.
     min_scale : float, default=1e-3
-        Lower bound of s, in standard deviations of a feature.
+        Lower bound of s, or of σ, in standard deviations of a feature.
+    noise : {"flexible", "isotropic"}, default="flexible"
+        "flexible": each feature's noise has a scale s(z), tails and skewness of its own. For
+        latents that tell most of the features' likelihood. "isotropic": σε, one σ for all. For
+        latents that reconstruct; marginals are then left as they are by default, and the reference
+        gets three quarters of the updates with Fourier features too.
 
     Examples
     --------
@@ -72,6 +84,7 @@ class TiltedEnergy(EnergySpec):
         n_frequencies="auto",
         tilt_bound=10.0,
         min_scale=1e-3,
+        noise="flexible",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.tilt_hidden_layer_sizes = tilt_hidden_layer_sizes
@@ -79,6 +92,12 @@ class TiltedEnergy(EnergySpec):
         self.n_frequencies = n_frequencies
         self.tilt_bound = tilt_bound
         self.min_scale = min_scale
+        self.noise = noise
+
+    def _is_isotropic(self) -> bool:
+        if not (isinstance(self.noise, str) and self.noise in _NOISES):
+            raise ValueError(f"noise must be one of {_NOISES}, got {self.noise!r}.")
+        return self.noise == "isotropic"
 
     def _checked_bound(self) -> float | None:
         bound = self.tilt_bound
@@ -89,17 +108,22 @@ class TiltedEnergy(EnergySpec):
         return float(bound)
 
     def _mixes(self, n_features: int) -> bool:
-        mixing = self.mixing
+        mixing, isotropic = self.mixing, self._is_isotropic()
         if isinstance(mixing, str) and mixing == "auto":
-            mixing = n_features <= _MIXED
+            mixing = n_features <= _MIXED and not isotropic
         if not isinstance(mixing, bool | np.bool_):
             raise ValueError(f"mixing must be True, False or 'auto', got {mixing!r}.")
+        if mixing and isotropic:
+            raise ValueError("mixing=True needs noise='flexible': there is one σ.")
         # One feature has nothing to be mixed with.
         return bool(mixing) and n_features > 1
 
     def weighs_marginals(self, n_features: int) -> bool:
-        """Where no Fourier features make the tilt learn the marginals."""
-        return checked_frequencies(self.n_frequencies, n_features) == 0
+        """Where no Fourier features make the tilt learn the marginals, nor noise is isotropic.
+
+        Squared errors of mapped features are not those of the features.
+        """
+        return checked_frequencies(self.n_frequencies, n_features) == 0 and not self._is_isotropic()
 
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
@@ -113,6 +137,7 @@ class TiltedEnergy(EnergySpec):
             n_features,
             n_components,
             hidden_layer_sizes=checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes),
+            isotropic=self._is_isotropic(),
             mixing=self._mixes(n_features),
             min_scale=self._checked_min_scale(),
             generator=generator,
@@ -126,6 +151,8 @@ class TiltedEnergy(EnergySpec):
             generator=generator,
         )
         share = _SHARE
-        if n_frequencies:
-            share = 0.0 if n_components >= n_features else _SHARE_WITH_FREQUENCIES
+        if n_frequencies and n_components >= n_features:
+            share = 0.0
+        elif n_frequencies and not reference.is_isotropic:
+            share = _SHARE_WITH_FREQUENCIES
         return JointEnergy(reference, tilt, reference_share=share)
