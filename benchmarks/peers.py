@@ -34,6 +34,8 @@ MAPPED = ("GaussianMixture", "VAE", "NSF", "MAF")
 
 # Ours for planar densities of many rows: edges are as sharp as the Fourier features allow.
 FINE = "sklvebm, 256 frequencies"
+# Ours for latents that reconstruct.
+ISOTROPIC = "sklvebm, isotropic noise"
 
 
 class Peer(NamedTuple):
@@ -43,16 +45,13 @@ class Peer(NamedTuple):
     applies: Callable[[Table], bool] = lambda table: table.kind != MANY
 
 
-def _ours(table, seed):
-    from sklvebm import LVEBMEstimator
+def _ours(**settings):
+    def build(table, seed):
+        from sklvebm import LVEBMEstimator, TiltedEnergy
 
-    return LVEBMEstimator(table.k, random_state=seed)
+        return LVEBMEstimator(table.k, energy=TiltedEnergy(**settings), random_state=seed)
 
-
-def _ours_fine(table, seed):
-    from sklvebm import LVEBMEstimator, TiltedEnergy
-
-    return LVEBMEstimator(table.k, energy=TiltedEnergy(n_frequencies=256), random_state=seed)
+    return build
 
 
 def _mixture(table, seed):
@@ -124,8 +123,9 @@ def _mapped(build):
 
 
 PEERS = {
-    "sklvebm": Peer(_ours, lambda table: True),
-    FINE: Peer(_ours_fine, lambda table: table.kind == MANY),
+    "sklvebm": Peer(_ours(), lambda table: True),
+    FINE: Peer(_ours(n_frequencies=256), lambda table: table.kind == MANY),
+    ISOTROPIC: Peer(_ours(noise="isotropic"), lambda table: table.kind in ("real", "physical")),
     "GaussianMixture": Peer(_mixture),
     "KernelDensity": Peer(_kernel_density),
     "PPCA": Peer(_factors("PCA")),

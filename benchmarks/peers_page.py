@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from digits import ROOT, insert
-from peers import FINE, MAPPED, load, load_rows
+from peers import FINE, ISOTROPIC, MAPPED, load, load_rows
 from tables import MANY, PLANAR, TABLES, of_many_rows
 
 OURS = "sklvebm"
@@ -125,10 +125,10 @@ def count(found, good):
     return f"{sum(bool(good(f)) for f in measured)} of {len(measured)}"
 
 
-def against(tables, key, peers, best):
-    """Our figure less the best of the peers', NaN where that of any is missing."""
+def against(tables, key, peers, best, model=OURS):
+    """The figure of ``model``, ours, less the best of the peers', NaN where any is missing."""
     theirs = [best([mean(table, peer, key) for peer in peers]) for table in tables]
-    return [mean(table, OURS, key) - other for table, other in zip(tables, theirs, strict=True)]
+    return [mean(table, model, key) - other for table, other in zip(tables, theirs, strict=True)]
 
 
 def likelihood_verdicts(real):
@@ -146,6 +146,18 @@ def likelihood_verdicts(real):
         yield f"likelihood above the {kind}, real tables", "half", count(found, lambda f: f > 0)
 
 
+def reconstruction_verdicts(model, noise):
+    """Reconstruction and samples of ``model``, ours, which has such ``noise``."""
+    physical, real = of_kind("physical", model=model), of_kind("real", model=model)
+    for tables, wanted, kind in ((physical, "all", "physical"), (real, "three quarters", "real")):
+        found = against(tables, "mse", ("VAE", "PPCA"), np.min, model)
+        asked = f"reconstruction at or below the VAE's and PCA's, {kind}{noise}"
+        yield asked, wanted, count(found, lambda f: f <= 0)
+    ratios = [over_floor(table, model) for table in physical]
+    asked = f"sliced W2 of samples at most 1.5 × the floor, physical{noise}"
+    yield asked, "all", count(ratios, lambda r: r <= 1.5)
+
+
 def verdicts():
     """What was asked, and what the results say; one line each."""
     real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
@@ -159,13 +171,8 @@ def verdicts():
     shares = [mean(t, OURS, "least_share") for t in planar]
     asked = "planar: every cell has a third of its share of samples, no lost mode"
     lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
-    for tables, wanted, kind in ((physical, "all", "physical"), (real, "three quarters", "real")):
-        found = against(tables, "mse", ("VAE", "PPCA"), np.min)
-        asked = f"reconstruction at or below the VAE's and PCA's, {kind}"
-        lines.append((asked, wanted, count(found, lambda f: f <= 0)))
-    ratios = [mean(t, OURS, "sliced_w2") / mean(t, OURS, "sliced_w2_floor") for t in physical]
-    asked = "sliced W2 of samples at most 1.5 × the floor, physical"
-    lines.append((asked, "all", count(ratios, lambda r: r <= 1.5)))
+    for model, noise in ((OURS, ""), (ISOTROPIC, ", isotropic noise")):
+        lines += reconstruction_verdicts(model, noise)
     for key in ("logistic", "knn"):
         found = against(labelled, key, LATENTS, np.max)
         lines.append(
@@ -177,14 +184,19 @@ def verdicts():
     return markdown(["asked", "of", "found"], lines)
 
 
+def over_floor(table, model):
+    """Sliced W2 of samples over that of equally many training rows."""
+    return mean(table, model, "sliced_w2") / mean(table, OURS, "sliced_w2_floor")
+
+
 def floors(tables):
     """Sliced W2 over that of equally many training rows."""
-    lines = []
+    models, lines = (OURS, ISOTROPIC, *SAMPLERS), []
     for table in tables:
         floor = mean(table, OURS, "sliced_w2_floor")
-        ratios = (mean(table, m, "sliced_w2") / floor for m in (OURS, *SAMPLERS))
+        ratios = (over_floor(table, model) for model in models)
         lines.append([table, f"{floor:.3f}", *("" if np.isnan(r) else f"{r:.2f}" for r in ratios)])
-    return markdown(["data", "floor", OURS, *SAMPLERS], lines)
+    return markdown(["data", "floor", *models], lines)
 
 
 def data(tables):
@@ -204,6 +216,22 @@ def cells(tables):
         found = (shown(table, model, "least_share") for model in (OURS, *SAMPLERS))
         lines.append([table, *found, shown(table, OURS, "least_share_floor")])
     return markdown(["data", OURS, *SAMPLERS, "held-out rows"], lines)
+
+
+def isotropic(tables):
+    """What isotropic noise brings and costs: errors of the median row, and likelihood."""
+    models = (OURS, ISOTROPIC, "VAE", "PPCA")
+    lines = [
+        [
+            table,
+            *(shown(table, model, "mse_median", 4) for model in models),
+            *(shown(table, model, "log_likelihood") for model in models),
+        ]
+        for table in tables
+    ]
+    names = ("", ", isotropic", ", VAE", ", PPCA")
+    figures = [f"{figure}{name}" for figure in ("error", "log-likelihood") for name in names]
+    return markdown(["data", *figures], lines)
 
 
 def many_rows():
@@ -284,7 +312,7 @@ def blocks():
     real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
     everything = [*real, *physical, *planar]
     labelled = [t for t in real if TABLES[t].labelled]
-    decoders = (OURS, "VAE", "VI", "hard EM", "PPCA", "FactorAnalysis")
+    decoders = (OURS, ISOTROPIC, "VAE", "VI", "hard EM", "PPCA", "FactorAnalysis")
     timed = (OURS, "VAE", "GaussianMixture", "NSF", "MAF")
     return {
         "verdicts": verdicts(),
@@ -301,15 +329,16 @@ def blocks():
             3,
         ),
         "many": many_rows(),
-        "reconstruction": grid(real + physical, decoders, "mse", 3),
+        "reconstruction": grid(real + physical, decoders, "mse", 4),
+        "isotropic": isotropic(of_kind("real", "physical", model=ISOTROPIC)),
         "samples": floors(everything),
         "modes": cells(planar),
-        "logistic": grid(labelled, (OURS, *LATENTS, "mapped VAE"), "logistic", 3),
-        "knn": grid(labelled, (OURS, *LATENTS, "mapped VAE"), "knn", 3),
+        "logistic": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "logistic", 3),
+        "knn": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "knn", 3),
         "seconds": grid(everything, timed, "fit_s", 0),
         "scoring": grid(everything, timed, "score_s", 1),
         "memory": grid(everything, timed, "peak_mib", 0),
-        "active": grid(real + physical, decoders[:4], "active_units", 1),
+        "active": grid(real + physical, decoders[:5], "active_units", 1),
     }
 
 
