@@ -6,7 +6,7 @@ two dimensions its exponential integrates to one: six of them. In any dimension,
 acceptance ratio between the known density and the model's draws says what it integrates to, as
 sharply as the two overlap.
 
-Run ``python benchmarks/trust.py`` (about half an hour on two cores; a cell at a time,
+Run ``python benchmarks/trust.py`` (about forty minutes on two cores; a cell at a time,
 and resumed where it stopped). It writes ``benchmarks/results/trust.json``;
 ``benchmarks/trust_page.py`` makes ``docs/trust.md`` from it.
 """
@@ -33,11 +33,17 @@ from sklvebm.datasets import (
     Rings,
     twonorm,
 )
+from sklvebm.energies import FreeEnergy, LinearEnergy, TiltedEnergy
 from sklvebm.partition import bennett
 
 RESULTS = ROOT / "benchmarks" / "results" / "trust.json"
 N_TRAIN, N_TEST, MAX_ITER = 1000, 1000, 1000
-ENERGIES = ("tilted", "free", "linear")
+ENERGIES = {
+    "tilted": TiltedEnergy(),
+    "isotropic": TiltedEnergy(noise="isotropic"),
+    "free": FreeEnergy(),
+    "linear": LinearEnergy(),
+}
 
 
 def _correlated(d):
@@ -91,7 +97,7 @@ def measure(name, energy, seed):
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = LVEBMEstimator(energy=energy, max_iter=MAX_ITER, random_state=seed)
+        model = LVEBMEstimator(energy=ENERGIES[energy], max_iter=MAX_ITER, random_state=seed)
         model.fit(X)
     seconds = time.perf_counter() - start
     report = model.score_report(X_test.astype(np.float32))

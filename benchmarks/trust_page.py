@@ -13,7 +13,12 @@ import numpy as np
 from digits import ROOT, insert
 from trust import MAX_ITER, N_TEST, N_TRAIN, RESULTS
 
-COLOURS = {"tilted": "#0072B2", "free": "#D55E00", "linear": "#7F7F7F"}
+COLOURS = {
+    "tilted": "#0072B2",
+    "isotropic": "#009E73",
+    "free": "#D55E00",
+    "linear": "#7F7F7F",
+}
 
 
 def by_density(cells):
@@ -70,9 +75,10 @@ def picture(cells, path):
     names = list(dict.fromkeys(c["density"] for c in cells))
     planar = list(dict.fromkeys(c["density"] for c in cells if c["integral"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
-    for offset, (energy, colour) in enumerate(COLOURS.items()):
+    for i, (energy, colour) in enumerate(COLOURS.items()):
+        offset = 0.18 * (i - (len(COLOURS) - 1) / 2)
         mine = [c for c in cells if c["energy"] == energy]
-        y = [names.index(c["density"]) + 0.22 * (offset - 1) for c in mine]
+        y = [names.index(c["density"]) + offset for c in mine]
         left.errorbar(
             [c["excess"] for c in mine],
             y,
@@ -83,18 +89,14 @@ def picture(cells, path):
             color=colour,
             label=energy,
         )
-        some = [
-            (c["integral"], planar.index(c["density"]) + 0.22 * (offset - 1))
-            for c in mine
-            if c["integral"]
-        ]
+        some = [(c["integral"], planar.index(c["density"]) + offset) for c in mine if c["integral"]]
         right.plot(*zip(*some, strict=True), "o", markersize=4, color=colour, label=energy)
     left.axvline(0, color="black", linewidth=1)
     left.set_yticks(range(len(names)), labels=names)
     left.invert_yaxis()
     left.set_xscale("symlog", linthresh=0.1)
     left.set_xlabel("mean score − mean true log-density on fresh rows, nats (bars: 4 SE)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     right.axvline(1, color="black", linewidth=1)
     right.axvspan(0.98, 1.02, color="black", alpha=0.08, linewidth=0)
     right.set_yticks(range(len(planar)), labels=planar)
