@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -132,19 +132,20 @@ class TestAnswers:
         assert np.square(model.inverse_transform(Z) - X).mean() < 0.7 * shrunken
 
     @pytest.mark.slow
-    def test_isotropic_noise_gives_latents_that_reconstruct(self, rng):
-        """Two features alike and two on their own, in two latents: a likelihood is as content to
-        call both of these noise. PCA's error is the least that there is for a Gaussian; a
-        twentieth is allowed for learning it.
-        """
-        X = rng.standard_normal((500, 4))
-        X[:, 1] = X[:, 0] + 0.1 * X[:, 1]
-        X = StandardScaler().fit_transform(X)
-        energy = TiltedEnergy((8,), (8,), noise="isotropic")
-        model = LVEBMEstimator(2, energy=energy, max_iter=200, random_state=0).fit(X)
-        pca = PCA(2).fit(X)
-        least = np.square(pca.inverse_transform(pca.transform(X)) - X).mean()
-        assert np.square(model.inverse_transform(model.transform(X)) - X).mean() < 1.05 * least
+    def test_isotropic_noise_gives_latents_that_reconstruct(self, seed):
+        """Nearer than PCA's do, since g is curved, and than the default's, which noise explains."""
+        X = StandardScaler().fit_transform(load_breast_cancer().data[:, :10])
+
+        def error(noise):
+            energy = TiltedEnergy((32,), (8,), noise=noise)
+            model = quick(
+                n_components=3, energy=energy, marginals="gaussian", max_iter=400, random_state=seed
+            ).fit(X)
+            return np.square(model.inverse_transform(model.transform(X)) - X).mean()
+
+        pca = PCA(3).fit(X)
+        of_pca = np.square(pca.inverse_transform(pca.transform(X)) - X).mean()
+        assert error("isotropic") < min(of_pca, error("flexible"))
 
     def test_samples_are_fresh_and_seeded(self, fitted):
         assert not np.array_equal(fitted.sample(5), fitted.sample(5))
