@@ -71,7 +71,9 @@ def timed_parts() -> dict[str, float]:
 
     if importlib.util.find_spec("sklvebm.pilot"):  # not in the code of before
         count(importlib.import_module("sklvebm.pilot").Pilots, "knots", "marginals")
-    count(LangevinParticles, "advance", "latents")
+    # In the code of before, a visit was one call.
+    visit = "move" if hasattr(LangevinParticles, "move") else "advance"
+    count(LangevinParticles, visit, "latents")
     count(JointPool, "advance", "pool")
     count(Saddle, "update", "gradient")
     count(training.Trainer, "_evaluate", "evaluations")

@@ -79,7 +79,9 @@ def adapted_path(
     """
     state = init(noise.normal(like.new_empty(1, 1).expand(_N_PILOT, width)), log_tilt)
     betas, steps = [0.0], []
-    step_size = StepSize("auto", initial=0.3, target=ACCEPTANCE["mala"], rate=0.3)
+    step_size = StepSize(
+        "auto", initial=0.3, target=ACCEPTANCE["mala"], rate=0.3, device=like.device
+    )
     while betas[-1] < 1:
         rest = 1 - betas[-1]
         gap = rest if len(betas) >= _MAX_TEMPERATURES else _gap(state.log_density, cess, rest)

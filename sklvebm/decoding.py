@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .energies._joint import JointEnergy
-from .evidence import CHUNK
+from .evidence import CHUNK, at_once
 from .langevin import ACCEPTANCE, Noise, StepSize, gaussian_step, init
 
 _N_DRAWS, _MIN_ESS = 512, 32.0
@@ -34,7 +34,8 @@ def conditional_mean(
     """
     if energy.tilt is None and back is None:
         return energy.reference.mean(z)
-    return torch.cat([_weighted_mean(energy, rows, back, noise()) for rows in z.split(CHUNK)])
+    parts = z.split(at_once(CHUNK, z.device))
+    return torch.cat([_weighted_mean(energy, rows, back, noise()) for rows in parts])
 
 
 def _weighted_mean(energy: JointEnergy, z: Tensor, back: Back | None, noise: Noise) -> Tensor:

@@ -45,7 +45,14 @@ _PILOT, SIZE, _MORE_PILOT, _MORE = 64, 256, 256, 1024
 _WANTS_MORE, _WANTS_ANNEALING = 0.3, 0.8
 _N_ANNEALED, _N_TEMPERATURES = 128, 32
 # Rows at once, of all and of those that want more: what is worked on fits the processor's cache.
+# A device is kept busy by more.
 CHUNK, _FEW = 32, 4
+_ON_DEVICE = 8
+
+
+def at_once(n: int, device: torch.device) -> int:
+    """How many to work on at once where the processor takes ``n``."""
+    return n if device.type == "cpu" else _ON_DEVICE * n
 
 
 class Posterior(NamedTuple):
@@ -294,7 +301,7 @@ def row_posterior(
     density_of : callable
         ``density_of(x)`` is log p(x, z) as a function of ``z (n, s, k)``.
     x : Tensor of shape (n, d)
-        Taken ``CHUNK`` at a time.
+        Taken ``CHUNK`` at a time, or more on a device.
     guess : Guess
         Components of each row's posterior.
     spread : Tensor of shape (k, k) or (n, k, k)
@@ -330,7 +337,8 @@ def row_posterior(
             n_heavy=n_heavy,
         )
 
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
+    size = at_once(CHUNK, x.device)
+    chunks = [slice(start, start + size) for start in range(0, len(x), size)]
     errors, guesses = zip(*(pilot(1, few, _PILOT) for few in chunks), strict=True)
     error, guess = torch.cat(errors), Guess(*map(torch.cat, zip(*guesses, strict=True)))
     answers = [answer(2, few, n_draws) for few in chunks]
@@ -359,9 +367,10 @@ def _few(mask: Tensor) -> Iterator[tuple[Tensor, int]]:
     These rounds take much memory a row. The indices are filled up to the same number each time, for
     the same arithmetic whichever other rows need the round.
     """
-    for rows in torch.nonzero(mask)[:, 0].split(_FEW):
+    size = at_once(_FEW, mask.device)
+    for rows in torch.nonzero(mask)[:, 0].split(size):
         if len(rows):
-            yield filled(rows, _FEW), len(rows)
+            yield filled(rows, size), len(rows)
 
 
 def filled(rows: Tensor, size: int) -> Tensor:

@@ -349,15 +349,25 @@ class StepSize:
         Rosenthal 1998), a little more is safer in low ones.
     rate : float
         Size of a step on the log.
+    device : torch.device, optional
+        Where the chains are, if "auto" starts from a number.
     """
 
     def __init__(
-        self, step_size: float | str, *, initial: float | Tensor, target: float, rate: float = 0.05
+        self,
+        step_size: float | str,
+        *,
+        initial: float | Tensor,
+        target: float,
+        rate: float = 0.05,
+        device: torch.device | None = None,
     ) -> None:
         self.adapts = step_size == "auto"
         self.target, self.rate = target, rate
         start = initial if self.adapts else float(step_size)
-        self.log_value = torch.as_tensor(start, dtype=torch.float64).log()
+        # A fixed one is a number, wherever the chains are.
+        where = device if self.adapts else None
+        self.log_value = torch.as_tensor(start, dtype=torch.float64, device=where).log()
 
     @property
     def value(self) -> Tensor:
@@ -370,8 +380,5 @@ class StepSize:
             acceptance = info.acceptance
             dims = tuple(range(self.log_value.ndim, acceptance.ndim))
             error = acceptance.mean(dims) - self.target if dims else acceptance - self.target
-            if self.log_value.device != error.device:
-                # From the first update on it is where the chains are.
-                self.log_value = self.log_value.to(error)
             # Up to e⁻¹⁰ ... e²: past these the chain is broken, and the diagnostics say so.
             self.log_value = (self.log_value + self.rate * error).clamp(-10.0, 2.0)

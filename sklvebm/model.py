@@ -23,7 +23,7 @@ from .completion import apart, by_completeness, linear_guess
 from .decoding import Back, conditional_mean
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
-from .evidence import CHUNK, SIZE, Mala, Posterior, filled, row_posterior
+from .evidence import CHUNK, SIZE, Mala, Posterior, at_once, filled, row_posterior
 from .langevin import Noise, Preconditioner, regularised
 from .laplace import laplace, starts
 from .mixtures import Guess
@@ -34,7 +34,7 @@ from .reconstruction import Remainder, fit_remainder
 
 # Rows whose posteriors are found at once: bounds memory. They are filled up to this number, or to a
 # multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
-# must not depend on its neighbours to the last bit.
+# must not depend on its neighbours to the last bit. Several times as many on a device.
 _MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
 _N_CLIMB = 20
 # Draws that a posterior mean is taken of: it needs fewer than an evidence does.
@@ -192,7 +192,7 @@ class Model:
         width = self.energy.reference.n_components
         if bool(torch.isnan(x).any()):
             width += x.shape[1]
-        size = _MANY if width <= _WIDE else _MANY_OF_WIDE
+        size = at_once(_MANY if width <= _WIDE else _MANY_OF_WIDE, self.device)
 
         def answer(rows: Tensor) -> Posterior:
             return self._posterior(filled(rows, size), len(rows), width, n_draws)
@@ -210,7 +210,8 @@ class Model:
         k = self.energy.reference.n_components
         centre, spread = self._guess(x)
         guess = self._peaks(x, centre, spread, noise(0))
-        used = slice(-(-n // CHUNK) * CHUNK)
+        size = at_once(CHUNK, self.device)
+        used = slice(-(-n // size) * size)
         found = row_posterior(
             self.energy.posterior,
             x[used],
@@ -251,8 +252,9 @@ class Model:
             )
         means, start = [], 0
         for posterior in self.posterior(x):
+            size = at_once(CHUNK, self.device)
             for draws, weights in zip(
-                posterior.draws.split(CHUNK), posterior.weights.split(CHUNK), strict=True
+                posterior.draws.split(size), posterior.weights.split(size), strict=True
             ):
                 with torch.no_grad():
                     completed, _ = self.energy.complete(x[start : start + len(draws)], draws)
@@ -354,7 +356,8 @@ class Model:
             picks = torch.randint(
                 len(self.pool), (n_samples,), generator=generator, device=self.device
             )
-            v = torch.cat([self._moved(self.pool[few], noise) for few in picks.split(_MOVED)])
+            size = at_once(_MOVED, self.device)
+            v = torch.cat([self._moved(self.pool[few], noise) for few in picks.split(size)])
         with torch.no_grad():
             return self.energy.reference.split(v)
 

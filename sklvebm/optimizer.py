@@ -74,8 +74,8 @@ class AdamW:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """Follow the gradients, at ``share`` of the rate; a parameter without one stays."""
+    def step(self, rate: float | Tensor) -> None:
+        """Follow the gradients at this learning rate; a parameter without one stays."""
         groups = ((0, self._n_decayed, self.weight_decay), (self._n_decayed, None, 0.0))
         for start, stop, weight_decay in groups:
             at = slice(start, stop)
@@ -98,7 +98,7 @@ class AdamW:
                 amsgrad=False,
                 beta1=_BETAS[0],
                 beta2=_BETAS[1],
-                lr=share * self.rate,
+                lr=rate,
                 weight_decay=weight_decay,
                 eps=_EPS,
                 maximize=False,

@@ -33,7 +33,22 @@ from .proposals import Proposal
 from .state import Stateful
 
 
-class LangevinParticles(Stateful):
+class Conditional(Stateful):
+    """What every datum has of its own: see :data:`ConditionalFlow`."""
+
+    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+        """Move what ``rows (b,)`` have, and adapt to where it went."""
+        self.adapt(self.move(rows, log_density))
+
+    def move(self, rows: Tensor, log_density: LogDensity) -> Tensor | None:
+        """Move what ``rows (b,)`` have, by work on tensors alone; what :meth:`adapt` is to know."""
+        raise NotImplementedError
+
+    def adapt(self, found: Tensor | None) -> None:
+        """Learn from a move; here nothing."""
+
+
+class LangevinParticles(Conditional):
     """Persistent particles z_i^p following dz = −∇_z E(x_i, z) dt + √2 dB.
 
     Parameters
@@ -76,7 +91,9 @@ class LangevinParticles(Stateful):
         self.n_steps = n_steps
         self.noise = noise
         initial = 0.3 if self.metropolis else 0.1 * float(torch.linalg.eigvalsh(covariance)[0])
-        self.step_size = StepSize(step_size, initial=initial, target=ACCEPTANCE[dynamics])
+        self.step_size = StepSize(
+            step_size, initial=initial, target=ACCEPTANCE[dynamics], device=position.device
+        )
         self.preconditioner = Preconditioner.from_covariance(covariance)
         self._acceptance = torch.tensor(math.nan)
         self._n_visits = 0
@@ -95,8 +112,11 @@ class LangevinParticles(Stateful):
         """The particles of ``rows (b,)``, ``(b, p, k)``."""
         return self.position[rows]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
-        """Move the particles of ``rows (b,)``."""
+    def move(self, rows: Tensor, log_density: LogDensity) -> Tensor | None:
+        """Move the particles of ``rows (b,)``; returns their pooled within-datum covariance.
+
+        A lone particle has none to show.
+        """
         state = init(self.position[rows], log_density)
         for _ in range(self.n_steps):
             state, info = langevin_step(
@@ -110,22 +130,28 @@ class LangevinParticles(Stateful):
             self.step_size.update(info)
         self.position[rows] = state.position
         self._acceptance = info.acceptance.mean()
-        self._adapt(state.position)
-
-    def _adapt(self, z: Tensor) -> None:
-        """Follow the pooled within-datum covariance; a lone particle has none to show."""
+        z = state.position
         b, p, k = z.shape
-        self._n_visits += 1
         if p == 1:
-            return
+            return None
         centred = (z - z.mean(1, keepdim=True)).reshape(-1, k)
+        return centred.T @ centred / (b * (p - 1))
+
+    def adapt(self, found: Tensor | None) -> None:
+        """Follow the pooled covariance, and now and then shape the steps by it."""
+        self._n_visits += 1
+        if found is None:
+            return
         weight = max(0.02, 1 / (self._n_visits + 10))
-        self.covariance = torch.lerp(self.covariance, centred.T @ centred / (b * (p - 1)), weight)
+        self.covariance = torch.lerp(self.covariance, found, weight)
         if self._n_visits % 20 == 0:
-            self.preconditioner = self.preconditioner.followed_by(regularised(self.covariance))
+            following = self.preconditioner.followed_by(regularised(self.covariance))
+            # In their places, where a recording reads them.
+            for mine, new in zip(self.preconditioner, following, strict=True):
+                mine.copy_(new)
 
 
-class GaussianPosteriors(Stateful):
+class GaussianPosteriors(Conditional):
     r"""A mean-field Gaussian q_i(z) = N(m_i, diag s_i²) for every datum, not amortised.
 
     Each visit takes natural-gradient steps on the ELBO E_q[log p(x_i, z)] + H(q), by the
@@ -163,7 +189,7 @@ class GaussianPosteriors(Stateful):
         """Draws from q of ``rows (b,)``, ``(b, p, k)``."""
         return self._draw(self.location[rows], self.log_scale[rows])[0]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+    def move(self, rows: Tensor, log_density: LogDensity) -> None:
         """Improve q of ``rows (b,)``."""
         loc, log_scale = self.location[rows], self.log_scale[rows]
         eta = float(self.step_size.value)
@@ -179,7 +205,7 @@ class GaussianPosteriors(Stateful):
         self.location[rows], self.log_scale[rows] = loc, log_scale
 
 
-class PointEstimates(Stateful):
+class PointEstimates(Conditional):
     """The mode of p(z | x_i) for every datum (hard EM): preconditioned gradient ascent.
 
     Each datum has a step size of its own, halved when a step would lower the density (the step is
@@ -208,7 +234,7 @@ class PointEstimates(Stateful):
         """The points of ``rows (b,)``, ``(b, 1, k)``."""
         return self.location[rows][:, None]
 
-    def advance(self, rows: Tensor, log_density: LogDensity) -> None:
+    def move(self, rows: Tensor, log_density: LogDensity) -> None:
         """Climb for ``rows (b,)``."""
         state, steps = init(self.location[rows][:, None], log_density), self.steps[rows]
         for _ in range(self.n_steps):
@@ -264,7 +290,9 @@ class JointPool(Stateful):
         self.dynamics = dynamics
         self.n_steps = n_steps
         self.noise = noise
-        self.step_size = StepSize(step_size, initial=0.1, target=ACCEPTANCE[dynamics])
+        self.step_size = StepSize(
+            step_size, initial=0.1, target=ACCEPTANCE[dynamics], device=position.device
+        )
         self._acceptance = self._sweep_acceptance = torch.tensor(math.nan)
 
     @property
@@ -308,7 +336,7 @@ class JointPool(Stateful):
             else:
                 # Sorted, rather than selected: how many there are is known without looking.
                 moved = torch.zeros(len(v), dtype=torch.uint8, device=v.device)
-                moved[rows] = 1
+                moved[rows] = moved.new_ones(len(known.log_density))
                 others = moved.argsort(stable=True)[: len(v) - len(known.log_density)]
                 value = v.new_empty(len(v))
                 value[rows], value[others] = known.log_density, log_tilt(v[others])

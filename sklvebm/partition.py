@@ -308,7 +308,9 @@ def covering(
             break
         n_before = int(alone.sum())
         state = init(points[int(weights.argmax())].expand(_N_LOCAL, -1), log_tilt)
-        step_size = StepSize("auto", initial=0.01, target=ACCEPTANCE["mala"], rate=0.2)
+        step_size = StepSize(
+            "auto", initial=0.01, target=ACCEPTANCE["mala"], rate=0.2, device=points.device
+        )
         for _ in range(_N_LOCAL_STEPS):
             state, info = gaussian_step(state, log_tilt, step_size=step_size.value, noise=noise)
             step_size.update(info)

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from .distributed import Group
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
 from .proposals import Proposal
+from .recording import Recorded
 from .rows import Rows
 from .stage import Run, Stage
 from .state import Stateful
@@ -138,52 +140,75 @@ class Saddle:
         self._waiting: list[Tensor] = []
         members = Rows(pool.position, pool.position.new_ones(len(pool.position)))
         self._members = members.batches(schedule.negative_size, generator)
+        # Of the updates since numbers were last read from the device.
+        self._unread: list[Tensor] = []
+        # What launches operations on a device: nobody knows what a user's module does beside that,
+        # and not every backend's collectives can be recorded.
+        on_device = rows.x.device.type == "cuda"
+        self._records = on_device and energy.is_ours and self.group.size == 1
+        self._read_every = schedule.n_batches if self._records else 1
+        self._is_complete = not bool(torch.isnan(rows.x).any())
         # The last good state, and the stage that is trained: of no meaning before one begins.
         self._good: dict[str, Any] = {}
         self._index = 0
 
-    def _visit(self, energy: JointEnergy) -> tuple[Tensor, Tensor]:
-        """The completed rows and the latents of an update, ``(b, p or 1, d)``, ``(b, p, k)``."""
+    def _recorded(self, function: Callable[..., Any], run: Run, owner: Stateful) -> Recorded:
+        return Recorded(partial(function, run), owner, self.generator, active=self._records)
+
+    def _visit(self) -> Tensor:
+        """The rows ``(b,)`` of an update, whose latents have moved."""
         if not self._waiting:
             picks = next(self._passes)
             # A row of large weight, or of a small table, is picked more than once, and moves once.
-            moving = picks.unique()
-            self.conditional.advance(moving, energy.posterior(self.rows.x[moving]))
+            self.conditional.adapt(self._move(picks.unique()))
             # What is left over at the end, if less than half a batch, would be noise.
             batches = picks.split(self._batch_size)
             self._waiting = [b.clone() for b in batches if 2 * len(b) >= self._batch_size]
-        return self._completed(self._waiting.pop(0))
+        return self._waiting.pop(0)
+
+    def _moved(self, run: Run, moving: Tensor) -> Tensor | None:
+        # The flows differentiate by positions alone.
+        self.energy.requires_grad_(False)
+        density = run.energy.posterior(self.rows.x[moving], complete=self._is_complete)
+        return self.conditional.move(moving, density)
 
     @torch.no_grad()
     def _completed(self, picks: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Completed rows and their latents, ``(b, p or 1, d)``, ``(b, p, k)``."""
         return self.energy.complete(self.rows.x[picks], self.conditional.draws(picks))
 
-    def update(self, run: Run) -> float:
-        """Move both flows, then θ. Returns the energy gap, data minus negatives, in nats."""
+    def update(self, run: Run) -> Tensor:
+        """Move both flows, then θ.
+
+        Returns ``(2,)``, on the device: the energy gap, data minus negatives, in nats, and the norm
+        of the gradient.
+        """
+        picks = self._visit()
+        members = next(self._members) if run.stage.uses_pool else None
+        return self._learn(picks, members, run.rate)
+
+    def _learned(
+        self, run: Run, picks: Tensor, members: Tensor | None, rate: float | Tensor
+    ) -> Tensor:
         stage, optimizer = run.stage, run.optimizer
-        # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        x, z = self._visit(run.energy)
-        if stage.uses_pool:
-            self.pool.advance(self.energy.log_tilt, next(self._members))
+        x, z = self._completed(picks)
+        if members is not None:
+            self.pool.advance(self.energy.log_tilt, members)
             negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
         of_rows, of_pool = self.shares
         loss = of_rows * self._energy(run, x, z).mean()
-        if stage.uses_pool:
+        if members is not None:
             loss = loss - of_pool * self._energy(run, *negatives).mean()
         optimizer.clear()
         loss.backward()
         loss = self._summed(stage, loss.detach())
         norm = nn.utils.clip_grad_norm_(stage.parameters, _MAX_GRADIENT_NORM)
-        # All that an update reads back from its device.
-        gap, size = torch.stack([loss, norm.to(loss)]).tolist()
-        if not (math.isfinite(gap) and math.isfinite(size)):
-            return math.nan
-        optimizer.step(run.rate_share)
+        optimizer.step(rate)
         self.energy.reference.project_()
-        return gap
+        return torch.stack([loss, norm.to(loss)])
 
     def _summed(self, stage: Stage, loss: Tensor) -> Tensor:
         """The loss, and the gradients, of all ranks together."""
@@ -203,6 +228,7 @@ class Saddle:
         v = self.energy.reference.join(x, z)
         # Each rank fits a mixture of its own: any proposal leaves the law invariant.
         self.pool.proposal = Proposal.fitted(self.group.gather(v), self.pool.noise)
+        self._learn.forget()
 
     def _energy(self, run: Run, x: Tensor, z: Tensor) -> Tensor:
         """The part of E that the stage's parameters enter."""
@@ -221,23 +247,33 @@ class Saddle:
         if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
             return
         run = self._new_run(stage)
+        self._move = self._recorded(self._moved, run, self.conditional)
+        self._learn = self._recorded(self._learned, run, self.pool)
         if saved is None:
             self._begin(run)
         else:
             self._load(run, saved)
-        while not (run.is_over or self.outcome.stopped):
-            gap = self.update(run)
-            if not math.isfinite(gap) or (stage.uses_pool and gap < -_MAX_GAP):
-                self._recover(run, gap)
-                continue
-            run.count()
-            self.outcome.n_iter += 1
-            if stage.uses_pool:
-                self.outcome.gaps.append(gap)
-            if run.step - run.last == self.schedule.evaluate_every or run.step == stage.n_updates:
-                self._take_stock(run, gap)
+        try:
+            self._updates(run)
+        finally:
+            # Their memory is given back, and an interrupted stage goes on from what is kept.
+            self._unread = []
+            self._move.forget()
+            self._learn.forget()
         self.energy.load_state_dict(run.keeper.state)
         self.outcome.converged &= run.keeper.is_settled and not self.outcome.stopped
+
+    def _updates(self, run: Run) -> None:
+        while not (run.is_over or self.outcome.stopped):
+            self._unread.append(self.update(run))
+            run.count()
+            self.outcome.n_iter += 1
+            due = run.step - run.last == self.schedule.evaluate_every
+            due |= run.step == run.stage.n_updates
+            if due or len(self._unread) == self._read_every:
+                gap = self._read(run)
+                if gap is not None and due:
+                    self._take_stock(run, gap)
 
     def _new_run(self, stage: Stage) -> Run:
         schedule = self.schedule
@@ -249,6 +285,25 @@ class Saddle:
             tol=schedule.tol,
             patience=schedule.n_iter_no_change,
         )
+
+    def _read(self, run: Run) -> float | None:
+        """Enter the gaps of the updates since the last time, and return the last one.
+
+        All that updates read back from their device. None if one of them went wrong: then it and
+        those after it are taken back.
+        """
+        uses_pool, read = run.stage.uses_pool, torch.stack(self._unread).tolist()
+        self._unread = []
+        for i, (gap, size) in enumerate(read):
+            is_finite = math.isfinite(gap) and math.isfinite(size)
+            if not is_finite or (uses_pool and gap < -_MAX_GAP):
+                lost = len(read) - i
+                run.step, self.outcome.n_iter = run.step - lost, self.outcome.n_iter - lost
+                self._recover(run, gap if is_finite else math.nan)
+                return None
+            if uses_pool:
+                self.outcome.gaps.append(gap)
+        return gap
 
     def _begin(self, run: Run) -> None:
         self._good = self._changing()
@@ -331,6 +386,8 @@ class Saddle:
             )
         for part, state in self._good.items():
             self._parts()[part].load_state_dict(state)
+        self._move.forget()
+        self._learn.forget()
         lr = run.cool()
         message = (
             f"the {name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "

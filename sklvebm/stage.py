@@ -134,9 +134,10 @@ class Run(Stateful):
         return self.step >= self.stage.n_updates or self.keeper.is_stale
 
     @property
-    def rate_share(self) -> float:
-        """Share of the learning rate at the coming update: from one to zero, by a cosine."""
-        return 0.5 * (1 + math.cos(math.pi * self.step / self.stage.n_updates))
+    def rate(self) -> float:
+        """Learning rate of the coming update: the optimizer's at first, by a cosine to zero."""
+        share = 0.5 * (1 + math.cos(math.pi * self.step / self.stage.n_updates))
+        return share * self.optimizer.rate
 
     def cool(self) -> float:
         """Forget the optimizer's moments, go on at a third of the learning rate; returns that."""

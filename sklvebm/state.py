@@ -36,14 +36,24 @@ class Stateful:
             target, last = self._owner(name)
             setattr(target, last, _unpacked(getattr(target, last), state[name]))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What of the state is a tensor, itself and no copy."""
+        found = {name: attrgetter(name)(self) for name in self.STATE}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def replace(self, values: dict[str, Any]) -> None:
+        """Make ``values`` part of the state, themselves and no copies."""
+        for name, value in values.items():
+            target, last = self._owner(name)
+            setattr(target, last, value)
+
     def align(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Replace what adapts by its ``mean`` over several of these."""
         for name in self.ADAPTED:
-            target, last = self._owner(name)
-            value = getattr(target, last)
+            value = attrgetter(name)(self)
             is_tensor = isinstance(value, Tensor)
             both = mean(value if is_tensor else torch.tensor(value, dtype=torch.float64))
-            setattr(target, last, both if is_tensor else float(both))
+            self.replace({name: both if is_tensor else float(both)})
 
     def _owner(self, name: str) -> tuple[Any, str]:
         owner, _, last = name.rpartition(".")

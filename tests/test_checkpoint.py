@@ -154,8 +154,8 @@ def test_after_a_divergence(X, path, monkeypatch):
             if stop_at == n_iter:
                 raise KeyboardInterrupt
             # Bad once, at update 23; the resumed fit starts at update 20.
-            is_bad = n_iter == 23 and not any(np.isnan(calls))
-            calls[-1] = np.nan if is_bad else calls[-1]
+            is_bad = n_iter == 23 and not any(map(torch.isnan, torch.cat(calls)))
+            calls[-1] = calls[-1] * (torch.nan if is_bad else 1.0)
             return calls[-1]
 
         monkeypatch.setattr(Saddle, "update", sometimes_bad)
@@ -373,7 +373,7 @@ class TestWriting:
 
 def test_a_divergence_takes_the_file_away(X, path, monkeypatch):
     """Going on from it would diverge again."""
-    monkeypatch.setattr(Saddle, "update", lambda *_: float("nan"))
+    monkeypatch.setattr(Saddle, "update", lambda *_: torch.full((2,), torch.nan))
     with pytest.raises(DivergenceError):
         quick(checkpoint=path).fit(X)
     assert not path.exists()

@@ -313,9 +313,11 @@ class GaussianBernoulliEnergy(nn.Module):
 
     def __init__(self, machine, loc=0.0, scale=1.0):
         super().__init__()
-        self.weight, self.bias = torch.tensor(machine.weight), torch.tensor(machine.bias)
-        self.hidden_bias, self.sigma = torch.tensor(machine.hidden_bias), machine.sigma
-        self.loc, self.scale = torch.as_tensor(loc), torch.as_tensor(scale)
+        self.sigma = machine.sigma
+        for name in ("weight", "bias", "hidden_bias"):
+            self.register_buffer(name, torch.tensor(getattr(machine, name)))
+        self.register_buffer("loc", torch.as_tensor(loc))
+        self.register_buffer("scale", torch.as_tensor(scale))
 
     def forward(self, x, z):
         centred = self.loc + self.scale * x - self.bias
@@ -575,7 +577,7 @@ def test_training_recovers_probabilistic_pca(rng, seed):
     reference = model._model.energy.reference
     found = math.exp(2 * reference.log_scale.item())
     assert abs(found / variance - 1) < 0.5 * math.sqrt(2 / (n * (d - k)))
-    learned = reference.weight.detach().double().numpy()
+    learned = reference.weight.detach().double().cpu().numpy()
     exact = weight @ weight.T
     assert np.abs(learned @ learned.T - exact).max() < 0.1 * np.abs(exact).max()
 
@@ -622,7 +624,7 @@ def test_no_held_out_score_above_the_entropy(rng, seed, data):
         model = LVEBMEstimator(2, energy=energy, max_iter=600, random_state=seed).fit(X[:n])
     held_out = X[n:]
     excess = model.score_samples(held_out) - log_q[n:]
-    x = torch.tensor(standardised(model, held_out))
+    x = torch.tensor(standardised(model, held_out), device=model._model.device)
     row_error = torch.cat([p.std for p in model._model.cast(x.dtype).posterior(x)]).mean()
     error = math.sqrt(
         excess.var() / n_held_out + float(row_error) ** 2 + model.log_partition_std_**2

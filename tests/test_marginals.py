@@ -12,6 +12,7 @@ from sklearn.datasets import load_iris
 from statistical import assert_close_to, assert_rejects
 
 from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy
+from sklvebm._arrays import to_numpy
 from sklvebm.heldout import HeldOut
 from sklvebm.marginals import MarginalMaps, _best_mixtures, _parts
 from sklvebm.pilot import Gain, Pilots
@@ -166,8 +167,7 @@ def linear():
 def law(model):
     reference = model._model.energy.reference
     W, loc, log_scale = (
-        p.detach().numpy().astype(float)
-        for p in (reference.weight, reference.loc, reference.log_scale)
+        to_numpy(p).astype(float) for p in (reference.weight, reference.loc, reference.log_scale)
     )
     return W, loc, np.exp(log_scale[0])
 
@@ -231,9 +231,11 @@ class TestLinear:
         z = np.array([[-1.5], [0.0], [2.0]])
         exact = [quadrature(W @ row + loc, scale, model._maps.inverse) for row in z]
         found = [
-            dataclasses.replace(model._model, seed=int(seed))
-            .decoded(model._model.start.new_tensor(z), model._units.back)
-            .numpy()
+            to_numpy(
+                dataclasses.replace(model._model, seed=int(seed)).decoded(
+                    model._model.start.new_tensor(z), model._units.back
+                )
+            )
             for seed in rng.integers(2**31, size=32)
         ]
         assert_close_to(found, exact, slack=1e-5)
@@ -256,9 +258,11 @@ class TestLinear:
         exact = quadrature(np.array([mean]), spread, one.inverse)[0]
         y = model._rows(row)[0]
         found = [
-            dataclasses.replace(model._model, seed=int(seed)).completed_mean(
-                y.float(), model._units.back
-            )[0, 2]
+            to_numpy(
+                dataclasses.replace(model._model, seed=int(seed)).completed_mean(
+                    y.float(), model._units.back
+                )[0, 2]
+            )
             for seed in rng.integers(2**31, size=32)
         ]
         # Self-normalised importance sampling is biased by about one part in its draws.
@@ -466,8 +470,8 @@ class TestContinuing:
         model = quick(marginals="mixture", max_iter=5).fit(X, sample_weight=weight)
         assert len(seen) == len(model.history_)
         for row, (value, rows) in zip(model.history_, seen, strict=True):
-            slope = model._maps.log_slope(rows.x.numpy().astype(float)).sum(1)
-            gain = np.average(slope, weights=rows.weight.numpy())
+            slope = model._maps.log_slope(to_numpy(rows.x).astype(float)).sum(1)
+            gain = np.average(slope, weights=to_numpy(rows.weight))
             assert row["log_likelihood"] == pytest.approx(value + gain, abs=1e-4)
             assert abs(gain) > 1
 

@@ -11,7 +11,7 @@ from statistical import assert_close_to, assert_uniform_ranks, assert_within_err
 from torch import nn
 
 from sklvebm import LVEBMEstimator
-from sklvebm._arrays import to_tensor
+from sklvebm._arrays import generator_from_seed, to_numpy, to_tensor
 from sklvebm.completion import apart, by_completeness, linear_guess
 from sklvebm.ppca import fit_ppca
 
@@ -59,7 +59,7 @@ def particles():
 def law(model):
     """Mean and covariance of x under a linear model, in the user's units."""
     reference, scaler = model._model.cast(torch.float64).energy.reference, model._scaler
-    W, loc, log_scale = (p.numpy() for p in (reference.weight, reference.loc, reference.log_scale))
+    W, loc, log_scale = map(to_numpy, (reference.weight, reference.loc, reference.log_scale))
     covariance = W @ W.T + np.exp(2 * log_scale) * np.eye(len(W))
     return scaler.mean_ + scaler.scale_ * loc, covariance * np.outer(scaler.scale_, scaler.scale_)
 
@@ -130,9 +130,9 @@ class TestParticles:
         means, squares, imputed = [], [], []
         for seed in rng.integers(2**31, size=32):
             again = dataclasses.replace(model, seed=int(seed))
-            imputed.append(again.completed_mean(row)[0, missing].numpy())
-            generator = torch.Generator().manual_seed(int(seed))
-            draws = again.sample_conditional(row, 256, generator)[:, 0, missing].numpy()
+            imputed.append(to_numpy(again.completed_mean(row)[0, missing]))
+            generator = generator_from_seed(seed, row.device)
+            draws = to_numpy(again.sample_conditional(row, 256, generator)[:, 0, missing])
             means.append(draws.mean(0))
             squares.append((draws - exact).T @ (draws - exact) / len(draws))
         # Self-normalised importance sampling is biased by about one part in its draws.

@@ -39,6 +39,7 @@ LAYERS = [
         "distributed",
         "quasirandom",
         "units",
+        "recording",
     },
     {"energies", "laplace", "checkpoint"},
     {"particles", "stage"},

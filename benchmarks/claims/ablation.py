@@ -54,10 +54,10 @@ class FreshParticles(LangevinParticles):
     guess: torch.Tensor
     factor: torch.Tensor
 
-    def advance(self, rows, log_density):
+    def move(self, rows, log_density):
         loc = self.guess[rows][:, None].expand(-1, self.position.shape[1], -1)
         self.position[rows] = loc + self.noise.normal(loc) @ self.factor.T
-        super().advance(rows, log_density)
+        return super().move(rows, log_density)
 
 
 class FreshPool(JointPool):

@@ -45,6 +45,11 @@ class JointEnergy(nn.Module):
         return JointEnergy(self.reference, None, reference_share=self.reference_share)
 
     @property
+    def is_ours(self) -> bool:
+        """Whether no module of a user's is part of it."""
+        return not isinstance(self.tilt, ModuleTilt)
+
+    @property
     def is_gaussian(self) -> bool:
         """Whether E is linear-Gaussian, so that posterior and evidence have closed forms."""
         return self.tilt is None and self.reference.is_linear
@@ -68,17 +73,20 @@ class JointEnergy(nn.Module):
         gradient = slope().neg_()
         return -value, pull(self.tilt.by_row(gradient, x), self.tilt.by_latent(gradient))
 
-    def posterior(self, x: Tensor) -> LogDensity:
+    def posterior(self, x: Tensor, *, complete: bool | None = None) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
 
         A function of ``u (n, p, k)``, the latents z; or of ``u (n, p, k + d)``, for rows that miss
         entries (NaN): z and a noise coordinate y for each feature, by which the reference places
         the missing ones. Those of observed features are idle, N(0, 1) and independent of all, so
-        that every row has as many coordinates and ∫ exp(·) du = ∫ exp(−E) dz dx_m.
+        that every row has as many coordinates and ∫ exp(·) du = ∫ exp(−E) dz dx_m. ``complete``
+        says that nothing is missing, or that something may be; None looks.
         """
         rows = x[:, None]
         observed = ~torch.isnan(rows)
-        if bool(observed.all()) and not isinstance(self.tilt, ModuleTilt):
+        if complete is None:
+            complete = bool(observed.all())
+        if complete and self.is_ours:
             return self._posterior_of_complete(rows)
 
         def log_density(u: Tensor) -> Tensor:
