@@ -24,11 +24,34 @@ def distinct_rows(X: NDArray, sample_weight: NDArray | None = None) -> tuple[NDA
     """
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     X, weight = X[weight > 0], weight[weight > 0]
-    order = np.lexsort(X.T[::-1])
+    order = _lexicographic_order(X)
     X, weight = X[order], weight[order]
     differs = (X[1:] != X[:-1]) & ~(np.isnan(X[1:]) & np.isnan(X[:-1]))
     first = np.flatnonzero(np.r_[True, differs.any(1)])
     return X[first], np.add.reduceat(weight, first)
+
+
+def _lexicographic_order(X: NDArray) -> NDArray:
+    """``np.lexsort(X.T[::-1])``, but by no more columns than tell the rows apart."""
+    order = np.argsort(X[:, 0], kind="stable")
+    # Places in the order of rows that are equal so far, and which of them are equal to each other.
+    places, group = np.arange(len(X)), np.zeros(len(X), dtype=np.intp)
+    for before, column in zip(X.T, X.T[1:], strict=False):
+        starts = _differs(before[order[places]]) | (np.diff(group, prepend=-1) != 0)
+        ends = np.append(starts[1:], True)
+        tied = ~(starts & ends)
+        if not tied.any():
+            break
+        places, group = places[tied], np.cumsum(starts)[tied]
+        rows = order[places]
+        order[places] = rows[np.lexsort((column[rows], group))]
+    return order
+
+
+def _differs(values: NDArray) -> NDArray:
+    """Whether each differs from the one before; NaN is equal to NaN, and the first one differs."""
+    differs = (values[1:] != values[:-1]) & ~(np.isnan(values[1:]) & np.isnan(values[:-1]))
+    return np.append(True, differs)
 
 
 @dataclass(frozen=True)

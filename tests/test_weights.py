@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_de
 
 from sklvebm import LVEBMEstimator
 from sklvebm.heldout import which_held_out
-from sklvebm.rows import Rows, distinct_rows
+from sklvebm.rows import Rows, _lexicographic_order, distinct_rows
 
 
 def quick(**params):
@@ -116,6 +116,13 @@ def test_metadata_routing(X):
 
 
 class TestRows:
+    @pytest.mark.parametrize("n_values", [1, 2, 4, 10**6])
+    def test_rows_are_sorted_as_numpy_sorts_them(self, rng, n_values):
+        for d in range(1, 6):
+            X = rng.integers(0, n_values, (60, d)).astype(float)
+            X[rng.uniform(size=X.shape) < rng.choice([0.0, 0.3])] = np.nan
+            np.testing.assert_array_equal(_lexicographic_order(X), np.lexsort(X.T[::-1]))
+
     def test_distinct_rows(self):
         X = np.array([[0.0, np.nan], [1.0, 2.0], [-0.0, np.nan], [1.0, 2.0], [3.0, 3.0]])
         rows, weight = distinct_rows(X, np.array([1, 1, 2, 0.5, 0]))
