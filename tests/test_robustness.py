@@ -342,7 +342,7 @@ class TestNothingIsLost:
         assert model.n_features_in_ == 4
 
     def test_divergence_is_reported(self, X, monkeypatch):
-        monkeypatch.setattr(Saddle, "update", lambda *_: float("nan"))
+        monkeypatch.setattr(Saddle, "update", lambda *_: torch.full((2,), torch.nan))
         with (
             pytest.warns(ConvergenceWarning, match="last good state"),
             pytest.raises(
@@ -351,23 +351,48 @@ class TestNothingIsLost:
         ):
             quick().fit(X)
 
-    def test_a_single_bad_update_is_recovered_from(self, X, monkeypatch):
+    @pytest.mark.parametrize(("read_every", "n_lost"), [(1, 1), (8, 3)])
+    def test_a_single_bad_update_is_recovered_from(self, X, monkeypatch, read_every, n_lost):
+        """As soon as its numbers are read, from a device those of several updates at once.
+
+        The seventh is bad; the first stage is evaluated after five updates, and ends after nine.
+        """
+        self.read_late(monkeypatch, read_every)
         update, calls = Saddle.update, []
 
         def once_bad(self, run):
             gap = update(self, run)
             calls.append(run.stage.name)
-            if len(calls) == 5:
+            if len(calls) == 7:
                 with torch.no_grad():
                     for parameter in run.stage.parameters:
                         parameter.fill_(float("nan"))
-                return float("nan")
+                return gap * float("nan")
             return gap
 
         monkeypatch.setattr(Saddle, "update", once_bad)
         with pytest.warns(ConvergenceWarning, match="last good state"):
             model = quick().fit(X)
         assert np.isfinite(model.score(X))
+        assert calls[:9] == ["reference"] * 9
+        assert model.n_iter_ == len(calls) - n_lost
+
+    def test_what_is_read_late_is_the_same(self, X, monkeypatch):
+        expected = quick().fit(X)
+        self.read_late(monkeypatch, 8)
+        model = quick().fit(X)
+        np.testing.assert_equal(model.history_, expected.history_)
+        np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))
+
+    @staticmethod
+    def read_late(monkeypatch, read_every):
+        start = Saddle.__init__
+
+        def late(self, *args, **kwargs):
+            start(self, *args, **kwargs)
+            self._read_every = read_every
+
+        monkeypatch.setattr(Saddle, "__init__", late)
 
     def test_a_huge_learning_rate_does_not_answer_nonsense(self, X):
         """Either it diverges and says so, or what it answers is no better than PPCA can explain."""
