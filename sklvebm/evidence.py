@@ -35,6 +35,7 @@ from .langevin import (
     StepSize,
     init,
     langevin_step,
+    values,
 )
 from .mixtures import Guess, StudentMixture
 
@@ -219,7 +220,7 @@ def _round(log_density, guess, spread, size, noise, n_heavy) -> tuple[Posterior,
     proposal = StudentMixture(guess, spread, n_heavy)
     draws = proposal.sample(size, noise)
     with torch.no_grad():
-        log_weights = log_density(draws) - proposal.log_prob(draws)
+        log_weights = values(log_density, draws) - proposal.log_prob(draws)
     return _weighted(log_weights, draws), proposal
 
 

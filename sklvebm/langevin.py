@@ -28,6 +28,8 @@ from torch import Tensor
 # 1998), a little more is safer in low ones. Unadjusted chains get shorter steps, since nothing
 # corrects their bias.
 ACCEPTANCE = {"mala": 0.6, "ula": 0.9}
+# Pairs of a row and a draw whose densities the processor works out at once.
+_AT_ONCE = 4096
 
 LogDensity = Callable[[Tensor], Tensor]
 """Maps positions ``(..., m)`` to log-densities ``(...)``, up to a constant, in nats."""
@@ -63,6 +65,18 @@ def value_and_gradient(log_density: LogDensity, position: Tensor) -> tuple[Tenso
         value = log_density(leaf)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), gradient.detach()
+
+
+@torch.no_grad()
+def values(log_density: LogDensity, position: Tensor) -> Tensor:
+    """Log-densities ``(n, s)`` of ``position (n, s, m)``, on the processor a few draws at a time.
+
+    What is worked on then fits the cache.
+    """
+    n_draws = position.shape[1]
+    if position.device.type == "cpu":
+        n_draws = max(1, _AT_ONCE // len(position))
+    return torch.cat([log_density(part) for part in position.split(n_draws, 1)], 1)
 
 
 def tempered(log_density: LogDensity, beta: float) -> Differentiated:

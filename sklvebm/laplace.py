@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .langevin import LogDensity, Preconditioner, State, init, regularised
+from .langevin import LogDensity, Preconditioner, State, init, regularised, values
 from .mixtures import Guess
 
 # Least distance between two starts, in typical standard deviations.
@@ -46,8 +46,7 @@ def starts(
     if n_starts > 1:
         factor = Preconditioner.from_covariance(regularised(covariance)).inverse_factor
         offered = candidates.expand(len(guess), *candidates.shape)
-        with torch.no_grad():
-            value = log_density(offered)
+        value = values(log_density, offered)
         value = torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf)
         for _ in range(n_starts - 1):
             gap = (offered - begun[-1][:, None]) @ factor.transpose(-1, -2)
