@@ -42,7 +42,7 @@ def test_it_makes_torch_s_steps(parameters):
             group["lr"] = share * 0.1
         for some in (parameters, twins):
             gradients(some, step)
-        optimizer.step(share)
+        optimizer.step(share * optimizer.rate)
         reference.step()
     for mine, theirs in zip(parameters, twins, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -51,7 +51,7 @@ def test_it_makes_torch_s_steps(parameters):
 def test_its_state_goes_on_from_where_it_was(parameters):
     first = ours(parameters)
     gradients(parameters, 0)
-    first.step(1.0)
+    first.step(first.rate)
     first.rate /= 3
     state = first.state_dict()
     twins = [nn.Parameter(p.detach().clone()) for p in parameters]
@@ -59,7 +59,7 @@ def test_its_state_goes_on_from_where_it_was(parameters):
     second.load_state_dict(state)
     for some, optimizer in ((parameters, first), (twins, second)):
         gradients(some, 1)
-        optimizer.step(0.5)
+        optimizer.step(0.5 * optimizer.rate)
     for mine, theirs in zip(parameters, twins, strict=True):
         assert torch.equal(mine, theirs)
     # What was kept shares nothing with either.
@@ -70,11 +70,11 @@ def test_its_state_goes_on_from_where_it_was(parameters):
 def test_clearing_and_forgetting(parameters):
     optimizer = ours(parameters)
     gradients(parameters, 0)
-    optimizer.step(1.0)
+    optimizer.step(optimizer.rate)
     optimizer.clear()
     assert all(p.grad is None for p in parameters)
     before = [p.detach().clone() for p in parameters]
-    optimizer.step(1.0)
+    optimizer.step(optimizer.rate)
     assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
     optimizer.forget()
     assert all(float(m.abs().sum()) == 0 for of in optimizer.state_dict()["moments"] for m in of)
