@@ -9,6 +9,7 @@ N(v; 0, I) exp(−f).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -33,16 +34,16 @@ from .proposals import Proposal
 from .state import Stateful
 
 
-class Conditional(Stateful):
+class Conditional(Stateful, ABC):
     """What every datum has of its own: see :data:`ConditionalFlow`."""
 
     def advance(self, rows: Tensor, log_density: LogDensity) -> None:
         """Move what ``rows (b,)`` have, and adapt to where it went."""
         self.adapt(self.move(rows, log_density))
 
+    @abstractmethod
     def move(self, rows: Tensor, log_density: LogDensity) -> Tensor | None:
         """Move what ``rows (b,)`` have, by work on tensors alone; what :meth:`adapt` is to know."""
-        raise NotImplementedError
 
     def adapt(self, found: Tensor | None) -> None:
         """Learn from a move; here nothing."""

@@ -26,8 +26,7 @@ def distinct_rows(X: NDArray, sample_weight: NDArray | None = None) -> tuple[NDA
     X, weight = X[weight > 0], weight[weight > 0]
     order = _lexicographic_order(X)
     X, weight = X[order], weight[order]
-    differs = (X[1:] != X[:-1]) & ~(np.isnan(X[1:]) & np.isnan(X[:-1]))
-    first = np.flatnonzero(np.r_[True, differs.any(1)])
+    first = np.flatnonzero(np.r_[True, _differs(X).any(1)])
     return X[first], np.add.reduceat(weight, first)
 
 
@@ -37,7 +36,7 @@ def _lexicographic_order(X: NDArray) -> NDArray:
     # Places in the order of rows that are equal so far, and which of them are equal to each other.
     places, group = np.arange(len(X)), np.zeros(len(X), dtype=np.intp)
     for before, column in zip(X.T, X.T[1:], strict=False):
-        starts = _differs(before[order[places]]) | (np.diff(group, prepend=-1) != 0)
+        starts = np.r_[True, _differs(before[order[places]])] | (np.diff(group, prepend=-1) != 0)
         ends = np.append(starts[1:], True)
         tied = ~(starts & ends)
         if not tied.any():
@@ -49,9 +48,8 @@ def _lexicographic_order(X: NDArray) -> NDArray:
 
 
 def _differs(values: NDArray) -> NDArray:
-    """Whether each differs from the one before; NaN is equal to NaN, and the first one differs."""
-    differs = (values[1:] != values[:-1]) & ~(np.isnan(values[1:]) & np.isnan(values[:-1]))
-    return np.append(True, differs)
+    """Whether each but the first differs from the one before; NaN is equal to NaN."""
+    return (values[1:] != values[:-1]) & ~(np.isnan(values[1:]) & np.isnan(values[:-1]))
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,10 @@ def fitted(X, **params):
     return LVEBMEstimator(**start | params).fit(X)
 
 
-def without_recording(monkeypatch):
-    monkeypatch.setattr(Recorded, "__call__", lambda self, *args: self.function(*args))
-
-
 @pytest.mark.parametrize("n_missing", [0, 40])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recordings_are_the_calls(kind, n_missing, X, rng, monkeypatch):
-    """The same noise, and sums in the same order but where a learning rate is rounded once."""
+    """To the bit: the same noise, and sums in the same order."""
     X[rng.integers(len(X), size=n_missing), rng.integers(3, size=n_missing)] = np.nan
     played, recorded = [], Recorded._record
 
@@ -63,13 +59,14 @@ def test_recordings_are_the_calls(kind, n_missing, X, rng, monkeypatch):
     monkeypatch.setattr(Recorded, "_record", spy)
     model = fitted(X, **KINDS[kind], max_iter=40)
     assert {"_moved", "_learned"} <= set(played)
-    without_recording(monkeypatch)
+
+    def call(self, *args):
+        return self.function(*map(self._on_device, args))
+
+    monkeypatch.setattr(Recorded, "__call__", call)
     called = fitted(X, **KINDS[kind], max_iter=40)
-    assert model.n_iter_ == called.n_iter_
-    for a, b in zip(model.history_, called.history_, strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"stage"}:
-            assert a[name] == pytest.approx(b[name], abs=0.02, rel=0.02, nan_ok=True), name
+    np.testing.assert_equal(model.history_, called.history_)
+    np.testing.assert_array_equal(model.transform(X), called.transform(X))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,28 +95,12 @@ def test_one_model_on_both_devices(X):
     for device in ("cuda", "cpu"):
         moved = Model.from_arrays(model._model.to_arrays(), torch.device(device))
         parts = list(moved.posterior(x.to(moved.device)))
-        answers.append([torch.cat([getattr(p, n) for p in parts]).cpu() for n in Posterior])
+        answers.append(
+            [torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("log_evidence", "std")]
+        )
     (one, error), (other, other_error) = answers
     # A standard error of importance weights is an estimate itself.
     assert ((one - other).abs() < Z * (error + other_error) + 1e-3).all()
-
-
-Posterior = ("log_evidence", "std")
-
-
-def test_devices_find_models_of_one_quality(X, rng):
-    """Scores of fits differ by seeds more than by devices."""
-    z = rng.standard_normal((2000, 2))
-    test = np.column_stack([z, z[:, :1] ** 2]) + 0.3 * rng.standard_normal((2000, 3))
-    scores = {
-        device: [
-            fitted(X, random_state=seed, device=device, max_iter=300).score(test)
-            for seed in range(4)
-        ]
-        for device in ("cuda", "cpu")
-    }
-    spread = np.std(scores["cpu"], ddof=1) + np.std(scores["cuda"], ddof=1)
-    assert abs(np.mean(scores["cuda"]) - np.mean(scores["cpu"])) < 0.05 + 3 * spread
 
 
 def test_the_same_seed_is_the_same_fit(X):
