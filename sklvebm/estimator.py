@@ -6,18 +6,12 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    clone,
-)
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -26,7 +20,6 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from . import __version__
 from ._callbacks import (
     BOOKKEEPING,
     CallbackSupportMixin,
@@ -37,36 +30,28 @@ from ._callbacks import (
 )
 from ._format import checked, stamped
 from ._links import DocumentedMixin
-from ._parameters import checked_choice, checked_options, checked_path
+from ._parameters import checked_path
 from ._warnings import warn_of
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
 from .report import score_report
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
-    from .checkpoint import Progress
     from .distributed import Group
     from .marginals import MarginalMaps
     from .model import Model
-    from .training import Options, Result
+    from .training import Result
     from .units import Units
 
 _FLOATS = (np.float64, np.float32)
-_MARGINALS = ("auto", "gaussian", "mixture")
 
 
 def _count(weight: NDArray) -> int | float:
     """Rows that a table of these weights stands for: a whole number where it is one."""
     total = float(weight.sum())
     return int(total) if total.is_integer() else total
-
-
-def _share_of_pairs(X: NDArray, weight: NDArray) -> float:
-    """How many of the pairs of entries of a row are both seen, on average."""
-    return float(np.average(np.mean(~np.isnan(X), axis=1) ** 2, weights=weight))
 
 
 class _Before(NamedTuple):
@@ -77,17 +62,6 @@ class _Before(NamedTuple):
 
 
 _NOTHING = _Before()
-
-
-class _Form(NamedTuple):
-    """What is to be fitted, its automatic parameters settled; only pilots settle "auto" marginals.
-
-    The specification is a copy: what the user sets on theirs afterwards is for the next fit.
-    """
-
-    spec: EnergySpec
-    options: Options
-    marginals: str
 
 
 def _attributes(result: Result, before: _Before) -> dict[str, Any]:
@@ -393,6 +367,7 @@ class LVEBMEstimator(
                 X,
                 weight,
                 start=self._model if continued else None,
+                auto_marginals=self.marginals_ if continued else None,
                 path=checked_path("checkpoint", self.checkpoint),
             )
         # Where warnings are errors, they come after a fit that is there to stay.
@@ -443,8 +418,8 @@ class LVEBMEstimator(
                 X,
                 weight,
                 start=None if first else self._model,
+                auto_marginals="gaussian" if first else self.marginals_,
                 before=before,
-                asks=False,
                 max_iter=n_updates,
                 early_stopping=False,
             )
@@ -515,151 +490,50 @@ class LVEBMEstimator(
         weight: NDArray,
         *,
         start: Model | None,
+        auto_marginals: str | None,
         path: Path | None = None,
         before: _Before = _NOTHING,
-        asks: bool = True,
         **overrides: Any,
     ) -> list[str]:
-        """Train, and keep what is found. Returns what is to be warned of.
-
-        ``asks`` is whether automatic marginals may be asked for by pilots.
-        """
+        """Train, and keep what is found. Returns what is to be warned of."""
         from ._arrays import resolve_device
         from .distributed import Group
-        from .saddle import DivergenceError
-        from .training import Trainer
+        from .fitting import Fit, Form
 
-        form = self._form(X, weight, start, asks, overrides)
+        form = Form.checked(
+            self.get_params(deep=False),
+            X,
+            weight,
+            n_samples=self.n_samples_seen_,
+            auto=auto_marginals,
+            **overrides,
+        )
+        if start is not None:
+            form = form.continuing(start, self.marginals_)
         device, group = resolve_device(self.device), Group.found()
         screen = Screen(self.verbose if group.rank == 0 else 0)
-        progress = self._progress(path, X, weight, start, group, form, device)
-        if start is None:
-            self._settle_maps(X, weight, form, device, progress)
-            if form.marginals != "gaussian":
-                screen.tell(f"marginals: {self.marginals_}")
-        x = self._units.to_model(X)
-        trainer = Trainer(
-            x,
+        fit = Fit(
+            X,
             weight,
-            form.spec,
-            form.options,
+            form,
+            units=self._units,
             random_state=self._random_state,
+            seed=self.random_state,
             device=device,
-            start=start,
             group=group,
-            log_slope=self._units.log_slope(x),
+            screen=screen,
+            start=start,
+            path=path,
         )
+        self._maps, self.marginals_ = fit.units.maps, fit.units.marginals
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = form.options.n_components
-        report = self._reporter(X, trainer.n_evaluations, group, screen, before)
-        try:
-            result = trainer.run(report, keep=progress.keep, saved=progress.saved)
-        except DivergenceError:
-            # Going on from the file would end the same way.
-            progress.close()
-            raise
+        report = self._reporter(X, fit.n_evaluations, group, screen, before)
+        result = fit.run(report)
         report.close()
         self.__dict__.update(_attributes(result, before))
-        progress.close()
+        fit.close()
         return self._complaints(result.outcome.stopped)
-
-    def _form(
-        self,
-        X: NDArray,
-        weight: NDArray,
-        start: Model | None,
-        asks: bool,
-        overrides: dict[str, Any],
-    ) -> _Form:
-        """The parameters, checked; where the fit goes on from ``start``, against its form too."""
-        from .training import Options
-
-        spec = clone(as_spec(self.energy))
-        found = checked_options(
-            self.get_params(deep=False),
-            n_features=X.shape[1],
-            n_samples=self.n_samples_seen_,
-            share_of_pairs=_share_of_pairs(X, weight),
-        )
-        marginals = checked_choice("marginals", self.marginals, _MARGINALS)
-        if marginals == "auto":
-            if start is not None:
-                marginals = self.marginals_
-            elif not (asks and spec.weighs_marginals(X.shape[1])):
-                marginals = "gaussian"
-        form = _Form(spec, Options(**{**found, **overrides}), marginals)
-        if start is None:
-            return form
-        self._check_continues(start, form)
-        return form._replace(spec=start.spec)
-
-    def _settle_maps(
-        self, X: NDArray, weight: NDArray, form: _Form, device: torch.device, progress: Progress
-    ) -> None:
-        """The maps of features that their marginals want, asked of pilots where these may say."""
-        from ._arrays import to_numpy
-        from .marginals import MarginalMaps
-        from .pilot import Pilots
-
-        pilots = Pilots(self._units.standardised(X), weight, form.spec, form.options, device)
-        knots = progress.settled("knots", lambda: pilots.knots(form.marginals))
-        self._maps = None if knots is None else MarginalMaps(to_numpy(knots))
-        self.marginals_ = "gaussian" if self._maps is None else "mixture"
-
-    def _check_continues(self, start: Model, form: _Form) -> None:
-        """A model that goes on keeps its form: what asks for another one is an error."""
-        from .checkpoint import described
-
-        pairs = {
-            "energy": (described(start.spec), described(form.spec)),
-            "marginals": (self.marginals_, form.marginals),
-            "n_components": (self.n_components_, form.options.n_components),
-            "pool_size": (len(start.pool), form.options.pool_size),
-        }
-        changed = [f"{k} was {old}, and is {new}" for k, (old, new) in pairs.items() if old != new]
-        if changed:
-            raise ValueError(
-                "a fit that goes on from the fitted model keeps its form, but "
-                f"{'; '.join(changed)}. Set it back, or fit anew (warm_start=False, a clone)."
-            )
-
-    def _progress(
-        self,
-        path: Path | None,
-        X: NDArray,
-        weight: NDArray,
-        start: Model | None,
-        group: Group,
-        form: _Form,
-        device: torch.device,
-    ) -> Progress:
-        """Where this fit is written to; its random stream goes back to where the file says."""
-        from .checkpoint import Checkpoint, Progress, described, digest
-
-        if path is None and group.size == 1:
-            return Progress(None, self._random_state, group)
-        tables = [X, weight, self._scaler.mean_, self._scaler.scale_]
-        if start is not None and self._maps is not None:
-            tables.append(self._maps.knots)
-        is_seeded = isinstance(self.random_state, Integral)
-        identity = asdict(form.options) | {
-            "energy": described(form.spec),
-            "marginals": form.marginals,
-            "device": device.type,
-            "sklvebm": __version__,
-            "random_state": int(self.random_state) if is_seeded else "no integer",
-            "table": digest(tables),
-            "model gone on from": None if start is None else digest(start.arrays()),
-            "processes": group.size,
-        }
-        group.advice = (
-            "With a checkpoint the fit could be gone on with; none was given."
-            if path is None
-            else f"Start all ranks again to go on from the last checkpoint, {path}."
-        )
-        group.agree(identity)
-        checkpoint = None if path is None else Checkpoint(path, identity)
-        return Progress(checkpoint, self._random_state, group)
 
     def _reporter(
         self, X: NDArray, n_evaluations: int, group: Group, screen: Screen, before: _Before

@@ -27,6 +27,11 @@ class Units:
     scaler: StandardScaler
     maps: MarginalMaps | None
 
+    @property
+    def marginals(self) -> str:
+        """What features are taken for: ``"gaussian"``, or ``"mixture"`` where they are mapped."""
+        return "gaussian" if self.maps is None else "mixture"
+
     def standardised(self, X: NDArray) -> NDArray:
         """Rows ``X (..., d)`` of the user, without maps."""
         return (X - self.scaler.mean_) / self.scaler.scale_

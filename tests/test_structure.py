@@ -49,6 +49,7 @@ LAYERS = [
     {"finishing"},
     {"training"},
     {"pilot"},
+    {"fitting"},
     {"estimator"},
     {"outliers", "displays"},
 ]
@@ -78,7 +79,7 @@ def test_imports_point_downwards(path):
 
 def test_the_walk_sees_the_imports():
     assert {"reference", "langevin"} <= set(imports(ROOT / "energies" / "_joint.py"))
-    assert {"training", "model"} <= set(imports(ROOT / "estimator.py"))
+    assert {"fitting", "model"} <= set(imports(ROOT / "estimator.py"))
 
 
 def test_the_global_generators_are_not_named():
