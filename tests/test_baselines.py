@@ -93,7 +93,7 @@ class TestFlows:
     @pytest.mark.parametrize("kind", ["nsf", "maf"])
     def test_densities_integrate_to_one(self, bent, kind, seed):
         model = baselines.NormalizingFlow(kind, training=SHORT, random_state=seed).fit(bent)
-        # A grid that is fine in the middle and reaches far: where x_1 is unusual, x_2 may be anywhere.
+        # Fine in the middle, and far out: where x_1 is unusual, x_2 may be anywhere.
         axis = np.arange(-8, 8, 0.02)
         S = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
         slope = np.cosh(S).prod(1)
