@@ -12,8 +12,9 @@ whose proposal missed a mode. These errors lower the score, never raise it on av
 References
 ----------
 O. Cappé, R. Douc, A. Guillin, J.-M. Marin and C. P. Robert (2008), "Adaptive importance sampling in
-general mixture classes", Statistics and Computing 18. R. M. Neal (2001), "Annealed importance
-sampling", Statistics and Computing 11.
+general mixture classes", Statistics and Computing 18. J.-M. Cornuet, J.-M. Marin, A. Mira and
+C. P. Robert (2012), "Adaptive multiple importance sampling", Scandinavian Journal of Statistics 39.
+R. M. Neal (2001), "Annealed importance sampling", Statistics and Computing 11.
 """
 
 from __future__ import annotations
@@ -195,33 +196,55 @@ def importance(
         Leading coordinates whose proposals have heavy tails; all by default.
     """
     for size in sizes[:-1]:
-        _, guess = piloted(
-            log_density, guess, spread=spread, size=size, noise=noise, n_heavy=n_heavy
-        )
-    found, _ = _round(log_density, guess, spread, sizes[-1], noise, n_heavy)
-    return found.thinned(n_draws or sizes[-1])
+        _, guess = Round.of(log_density, guess, spread, size, noise, n_heavy).fitted()
+    last = Round.of(log_density, guess, spread, sizes[-1], noise, n_heavy)
+    return pooled(last).thinned(n_draws or sizes[-1])
 
 
-def piloted(
-    log_density: LogDensity,
-    guess: Guess,
-    *,
-    spread: Tensor,
-    size: int,
-    noise: Noise,
-    n_heavy: int | None = None,
-) -> tuple[Tensor, Guess]:
-    """Standard errors ``(n,)`` that ``size`` draws have, and a guess improved by them."""
-    pilot, proposal = _round(log_density, guess, spread, size, noise, n_heavy)
-    return pilot.std, proposal.refitted(pilot.draws, pilot.weights)
+class Round(NamedTuple):
+    """Draws of each row's proposal, ``(n, s, k)``, and log p(x, z) there, ``(n, s)``."""
+
+    proposal: StudentMixture
+    draws: Tensor
+    log_density: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        log_density: LogDensity,
+        guess: Guess,
+        spread: Tensor,
+        size: int,
+        noise: Noise,
+        n_heavy: int | None = None,
+    ) -> Round:
+        """``size`` draws about ``guess``; the parameters are those of :func:`importance`."""
+        proposal = StudentMixture(guess, spread, n_heavy)
+        draws = proposal.sample(size, noise)
+        return cls(proposal, draws, values(log_density, draws))
+
+    def fitted(self) -> tuple[Tensor, Guess]:
+        """Standard errors ``(n,)`` that these draws have, and a guess improved by them."""
+        pilot = pooled(self)
+        return pilot.std, self.proposal.refitted(pilot.draws, pilot.weights)
 
 
-def _round(log_density, guess, spread, size, noise, n_heavy) -> tuple[Posterior, StudentMixture]:
-    proposal = StudentMixture(guess, spread, n_heavy)
-    draws = proposal.sample(size, noise)
-    with torch.no_grad():
-        log_weights = values(log_density, draws) - proposal.log_prob(draws)
-    return _weighted(log_weights, draws), proposal
+@torch.no_grad()
+def pooled(*rounds: Round) -> Posterior:
+    """The answers of all draws, weighted against the mixture of the laws that they came from.
+
+    A law that was fitted to the draws of another round depends on them: of several rounds the
+    expectations are consistent, and the evidence is not unbiased (Cornuet et al. 2012).
+    """
+    draws = torch.cat([part.draws for part in rounds], 1)
+    shares = [part.draws.shape[1] / draws.shape[1] for part in rounds]
+    laws = [
+        part.proposal.log_prob(draws) + math.log(share)
+        for part, share in zip(rounds, shares, strict=True)
+    ]
+    log_law = laws[0] if len(laws) == 1 else torch.logsumexp(torch.stack(laws), 0)
+    return _weighted(torch.cat([part.log_density for part in rounds], 1) - log_law, draws)
 
 
 def annealed(
@@ -294,6 +317,7 @@ def row_posterior(
     noise: Callable[[int], Noise],
     n_draws: int = SIZE,
     n_heavy: int | None = None,
+    pools: bool = False,
 ) -> Posterior:
     """The posterior of each row of ``x (n, d)``, with the effort that each one needs.
 
@@ -314,41 +338,34 @@ def row_posterior(
         Draws a row that count and are kept; rows that want more have more that count.
     n_heavy : int, optional
         Leading coordinates whose proposals have heavy tails; all by default.
+    pools : bool
+        Whether the first pilot's draws are among the ``n_draws``: for expectations, see
+        :func:`pooled`.
     """
     spread = spread.expand(len(x), *spread.shape[-2:])
 
-    def pilot(i: int, rows: Tensor | slice, size: int) -> tuple[Tensor, Guess]:
-        return piloted(
-            density_of(x[rows]),
-            guess.at(rows),
-            spread=spread[rows],
-            size=size,
-            noise=noise(i),
-            n_heavy=n_heavy,
-        )
-
-    def answer(i: int, rows: Tensor | slice, size: int) -> Posterior:
-        return importance(
-            density_of(x[rows]),
-            guess.at(rows),
-            spread=spread[rows],
-            sizes=(size,),
-            noise=noise(i),
-            n_draws=n_draws,
-            n_heavy=n_heavy,
-        )
+    def a_round(i: int, rows: Tensor | slice, size: int) -> Round:
+        density, some = density_of(x[rows]), guess.at(rows)
+        return Round.of(density, some, spread[rows], size, noise(i), n_heavy)
 
     size = at_once(CHUNK, x.device)
     chunks = [slice(start, start + size) for start in range(0, len(x), size)]
-    errors, guesses = zip(*(pilot(1, few, _PILOT) for few in chunks), strict=True)
+    pilots = [a_round(1, few, _PILOT) for few in chunks]
+    errors, guesses = zip(*(pilot.fitted() for pilot in pilots), strict=True)
     error, guess = torch.cat(errors), Guess(*map(torch.cat, zip(*guesses, strict=True)))
-    answers = [answer(2, few, n_draws) for few in chunks]
+    answers = [
+        pooled(pilot, a_round(2, few, n_draws - _PILOT))
+        if pools
+        else pooled(a_round(2, few, n_draws))
+        for few, pilot in zip(chunks, pilots, strict=True)
+    ]
     found = Posterior(*map(torch.cat, zip(*answers, strict=True)))
     hard = torch.zeros_like(error, dtype=torch.bool)
     for rows, n in _few(error > _WANTS_MORE):
-        still, improved = pilot(3, rows, _MORE_PILOT)
+        still, improved = a_round(3, rows, _MORE_PILOT).fitted()
         guess, hard[rows] = guess.updated(rows, improved), still > _WANTS_ANNEALING
-        found = found.updated(rows[:n], answer(4, rows, _MORE))
+        more = pooled(a_round(4, rows, _MORE)).thinned(n_draws)
+        found = found.updated(rows[:n], more)
     for rows, n in _few(hard):
         walked = annealed(
             density_of(x[rows]),

@@ -55,7 +55,9 @@ def starts(
     return torch.stack(begun, 1)
 
 
-def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_steps: int) -> Guess:
+def laplace(
+    start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_steps: int, tol: float = 0.0
+) -> Guess:
     """Climb from ``start`` by BFGS; the peaks found, the highest first.
 
     Parameters
@@ -66,7 +68,11 @@ def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_ste
     log_density : callable
         Of positions ``(n, c, m)``.
     n_steps : int
-        Gradients taken; a step that lowers the density is not gone, but its curvature is learned.
+        Gradients taken at most; a step that lowers the density is not gone, but its curvature is
+        learned.
+    tol : float
+        A climber stays where H says that the peak is nearer than so many standard deviations,
+        whatever the others do.
 
     Returns
     -------
@@ -76,17 +82,21 @@ def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_ste
     n, c, m = start.shape
     first = covariance.expand(n, m, m)[:, None].expand(n, c, m, m)
     state, inverse, length = init(start, log_density), first, start.new_ones(n, c)
+    climbs = torch.ones_like(length, dtype=torch.bool)
     for _ in range(n_steps):
         direction = _times(inverse, state.gradient)
         size = (direction * state.gradient).sum(-1).clamp(min=1e-12)
+        climbs = climbs & (size >= tol**2)
+        if not climbs.any():
+            break
         scale = torch.minimum(length, _MAX_STEP * size.rsqrt())
         step = scale[..., None] * direction
         proposal = init(state.position + step, log_density)
         change = torch.nan_to_num(state.gradient - proposal.gradient, posinf=0.0, neginf=0.0)
         # The step's squared length by H, which a quadratic of inverse curvature H has as sᵀy.
         expected = scale.square() * size
-        inverse = _learned(inverse, step, change, expected)
-        better = proposal.log_density >= state.log_density
+        inverse = _learned(inverse, step, change, expected, climbs)
+        better = climbs & (proposal.log_density >= state.log_density)
         state = State(
             torch.where(better[..., None], proposal.position, state.position),
             torch.where(better, proposal.log_density, state.log_density),
@@ -96,10 +106,12 @@ def laplace(start: Tensor, covariance: Tensor, log_density: LogDensity, *, n_ste
     return _peaks(state, inverse, first)
 
 
-def _learned(inverse: Tensor, step: Tensor, change: Tensor, expected: Tensor) -> Tensor:
+def _learned(
+    inverse: Tensor, step: Tensor, change: Tensor, expected: Tensor, climbs: Tensor
+) -> Tensor:
     """The BFGS update of H (Nocedal and Wright, eq. 6.17), where sᵀy says something."""
     curvature = (step * change).sum(-1)
-    learns = (curvature > _MIN_CURVATURE * expected) & (expected > _MIN_STEP**2)
+    learns = climbs & (curvature > _MIN_CURVATURE * expected) & (expected > _MIN_STEP**2)
     rho = torch.where(learns, 1 / curvature.clamp(min=1e-30), 0.0)
     moved = _times(inverse, change)
     along = (1 + rho * (change * moved).sum(-1)) * rho

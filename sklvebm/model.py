@@ -36,9 +36,11 @@ from .reconstruction import Remainder, fit_remainder
 # multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
 # must not depend on its neighbours to the last bit. Several times as many on a device.
 _MANY, _MANY_OF_WIDE, _WIDE = 256, 16, 64
-_N_CLIMB = 20
-# Draws that a posterior mean is taken of: it needs fewer than an evidence does.
-_N_MEAN = SIZE // 2
+# Steps of a climb at most, and the distance to a peak, in standard deviations, at which it ends.
+_N_CLIMB, _NEAR = 20, 0.01
+# Draws that a posterior mean is taken of, those of the pilot among them: it needs fewer than an
+# evidence does.
+_N_MEAN = 160
 # Starts where posteriors have several peaks; draws of the prior among which they are chosen.
 MANY_STARTS, _N_CANDIDATES = 4, 64
 _N_CHAINS, _N_BURN, _N_KEEP, _N_MOVES = 8, 20, 20, 20
@@ -183,10 +185,11 @@ class Model:
             noise=noise,
         )
 
-    def posterior(self, x: Tensor, n_draws: int = SIZE) -> Iterator[Posterior]:
+    def posterior(self, x: Tensor, *, for_mean: bool = False) -> Iterator[Posterior]:
         """Posteriors of the rows of ``x (n, d)``, a number of rows at a time; deterministic.
 
-        The rows are all complete, or all of them miss entries.
+        The rows are all complete, or all of them miss entries. ``for_mean`` spares draws where no
+        evidence is asked for.
         """
 
         width = self.energy.reference.n_components
@@ -195,12 +198,12 @@ class Model:
         size = at_once(_MANY if width <= _WIDE else _MANY_OF_WIDE, self.device)
 
         def answer(rows: Tensor) -> Posterior:
-            return self._posterior(filled(rows, size), len(rows), width, n_draws)
+            return self._posterior(filled(rows, size), len(rows), width, for_mean)
 
         few = x.split(size)
         return in_order(answer, few) if self.device.type == "cpu" else map(answer, few)
 
-    def _posterior(self, x: Tensor, n: int, width: int, n_draws: int) -> Posterior:
+    def _posterior(self, x: Tensor, n: int, width: int, for_mean: bool) -> Posterior:
         """Of the first ``n`` rows of ``x``, in ``width`` coordinates."""
 
         def noise(i: int) -> Noise:
@@ -218,8 +221,9 @@ class Model:
             guess.at(used),
             spread=spread.expand(len(x), width, width)[used],
             noise=noise,
-            n_draws=n_draws,
+            n_draws=_N_MEAN if for_mean else SIZE,
             n_heavy=k if width > k else None,
+            pools=for_mean,
         )
         return Posterior(*(part[:n] for part in found))
 
@@ -230,7 +234,7 @@ class Model:
         # What one feature says of another often has several peaks.
         n_starts = self.n_starts if centre.shape[1] == self.start.shape[1] else MANY_STARTS
         begun = starts(centre, spread, candidates, density, n_starts)
-        return laplace(begun, spread, density, n_steps=_N_CLIMB)
+        return laplace(begun, spread, density, n_steps=_N_CLIMB, tol=_NEAR)
 
     @by_completeness
     def posterior_mean(self, x: Tensor) -> Tensor:
@@ -238,7 +242,7 @@ class Model:
         if self.energy.is_gaussian:
             return self.energy.reference.linear_posterior(x)[0]
         k = self.energy.reference.n_components
-        return torch.cat([posterior.mean[:, :k] for posterior in self.posterior(x, _N_MEAN)])
+        return torch.cat([part.mean[:, :k] for part in self.posterior(x, for_mean=True)])
 
     @by_completeness
     def completed_mean(self, x: Tensor, back: Back | None = None) -> Tensor:

@@ -17,7 +17,16 @@ from statistical import (
 )
 from targets import banana_case, linear_case, normal
 
-from sklvebm.evidence import CHUNK, Mala, Posterior, annealed, importance, row_posterior
+from sklvebm.evidence import (
+    CHUNK,
+    Mala,
+    Posterior,
+    Round,
+    annealed,
+    importance,
+    pooled,
+    row_posterior,
+)
 from sklvebm.langevin import Noise, Preconditioner
 from sklvebm.mixtures import Guess, moments
 
@@ -242,6 +251,49 @@ def test_mala_reaches_the_posterior(generator):
         np.arange(-9, 9, 0.05),
     )
     assert_close_to(features(draws[..., 0].numpy()).mean(1), exact)
+
+
+# -- pooling rounds ------------------------------------------------------------------------------
+
+
+@pytest.mark.statistical
+def test_pooled_rounds_of_given_laws_are_unbiased(generator):
+    """Two modes, each of 512 rows a replicate: one law is wide, the other knows one mode alone.
+
+    By itself the second misses half of the evidence. The mean is a ratio over 160 draws.
+    """
+    target, n = Wells(1), 512
+    x, _, exact = rows(target, 2.0, n, generator)
+    density, noise = target.density_of(x), Noise(generator)
+    at = torch.ones(n, 1, dtype=torch.float64)
+    wide, narrow = (
+        Round.of(
+            density, Guess.single(mean * at, variance * at[..., None]), 0.1 * eye(1), size, noise
+        )
+        for mean, variance, size in ((0.0, 3.0, 64), (1.4, 0.03, 96))
+    )
+    found = pooled(wide, narrow)
+    assert found.draws.shape == (n, 160, 1)
+    assert_close_to(torch.exp(found.log_evidence - exact), 1.0)
+    assert_close_to(found.mean[:, 0], target.mean(2.0), slack=5 / 160 * 1.5)
+    assert_rejects(pooled(narrow).log_evidence, exact)
+
+
+@pytest.mark.statistical
+def test_a_mean_gains_by_the_pilot_s_draws(generator):
+    """Against as many draws of the last round: right, and closer."""
+    target, n = Wells(1), 2**13
+    x, particles, _ = rows(target, 0.3, n, generator)
+    exact = target.mean(0.3)
+    both, last = (
+        answers(target, x, particles, own(generator), n_draws=size, pools=pools)
+        for size, pools in ((160, True), (96, False))
+    )
+    assert both.draws.shape == (n, 160, 1)
+    torch.testing.assert_close(both.weights.sum(1), torch.ones(n, dtype=torch.float64))
+    assert_close_to(both.mean[:, 0], exact, slack=5 / 160 * 1.5)
+    assert_rejects((both.mean - exact).square() - (last.mean - exact).square(), 0.0)
+    assert_at_most((both.mean - exact).square() - (last.mean - exact).square(), 0.0)
 
 
 # -- annealing a row -----------------------------------------------------------------------------

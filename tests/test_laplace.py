@@ -46,6 +46,31 @@ def test_it_finds_gaussians(generator):
     assert float(close.all(1).double().mean()) > 0.9
 
 
+def test_climbers_near_their_peak_stay_whatever_the_others_do(generator):
+    """The same to the bit beside neighbours that climb on; no gradients when all have arrived."""
+    mean, covariance, log_density = gaussian(generator, n=200)
+    n_gradients = 0
+
+    def watched(z):
+        nonlocal n_gradients
+        n_gradients += 1
+        return log_density(z)
+
+    near = mean[:, None] + 1e-4
+    far = torch.cat([near[:1], near[1:] + 10 * normal(generator, 199, 1, K)])
+    begun = [laplace(start, covariance, watched, n_steps=100, tol=0.01) for start in (near, near)]
+    assert n_gradients == 2
+    torch.testing.assert_close(begun[0].mean, near, rtol=0, atol=0)
+    among = laplace(far, covariance, watched, n_steps=100, tol=0.01)
+    assert 4 < n_gradients < 2 + 1 + 100
+    for mine, beside in zip(begun[0], among, strict=True):
+        assert torch.equal(mine[0], beside[0])
+    inverse_factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    gap = (inverse_factor @ (among.mean[:, 0] - mean)[..., None])[..., 0]
+    # H may have grown or shrunk along the way; it began as the covariance itself.
+    assert float(gap.norm(dim=1).max()) < 0.05
+
+
 def test_a_peak_climbed_twice_counts_once(generator):
     mean, _, log_density = gaussian(generator)
     found = laplace(normal(generator, N, 3, K), eye(), log_density, n_steps=40)
