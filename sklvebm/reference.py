@@ -5,9 +5,9 @@ r"""The normalised reference p_0(x, z), which starts as probabilistic PCA.
     z = a, \qquad x = g(z) + A\,(s(z) ∘ t(ε)), \qquad (a, ε) ∼ N(0, I)
 
 with g(z) = Wz + μ + net(z), bounded log s(z), A = B⁻¹ for a B of determinant one, and t a
-monotone, increasing map of each coordinate that sets the tails; or, with isotropic noise,
-x = g(z) + σε. The map v = (a, ε) ↔ (x, z) is a bijection with a known Jacobian, so p_0 is
-normalised, sampled exactly, and read either way.
+monotone, increasing map of each coordinate that sets the tails (:class:`FlexibleReference`); or
+x = g(z) + σε (:class:`IsotropicReference`). The map v = (a, ε) ↔ (x, z) is a bijection with a known
+Jacobian, so p_0 is normalised, sampled exactly, and read either way.
 
 References
 ----------
@@ -17,6 +17,7 @@ M. E. Tipping and C. M. Bishop (1999), "Probabilistic principal component analys
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -39,35 +40,22 @@ Pull = Callable[[Tensor, Tensor], Tensor]
 """The way back from gradients by two results to one by what they came from."""
 
 
-class Reference(nn.Module):
-    r"""The reference density p_0(x, z).
+class Reference(nn.Module, ABC):
+    r"""The reference density p_0(x, z): z ∼ N(0, I), and x about g(z) = Wz + μ + net(z).
 
     Parameters
     ----------
     n_features, n_components : int
         d and k.
+    n_scales : int
+        Number of scales of the noise, whose logarithms are parameters.
     min_scale : float
-        Lower bound of every s, in standardised units. It bounds the density, whose likelihood
+        Lower bound of every scale, in standardised units. It bounds the density, whose likelihood
         would otherwise be infinite on duplicated or constant columns.
-    generator : torch.Generator
-    hidden_layer_sizes : tuple of int or None
-        Hidden layers of the network behind g and log s; None for none, where g is linear.
-    isotropic : bool
-        Whether the noise is σε, with one σ for all features and rows; it is without a network.
-    mixing : bool
-        Whether A is learned; otherwise it stays the identity, as it does for isotropic noise.
     """
 
     def __init__(
-        self,
-        n_features: int,
-        n_components: int,
-        *,
-        min_scale: float,
-        generator: torch.Generator,
-        hidden_layer_sizes: tuple[int, ...] | None = None,
-        isotropic: bool = False,
-        mixing: bool = False,
+        self, n_features: int, n_components: int, n_scales: int, *, min_scale: float
     ) -> None:
         super().__init__()
         d, k = n_features, n_components
@@ -75,18 +63,14 @@ class Reference(nn.Module):
         self.min_log_scale = math.log(min_scale)
         self.weight = nn.Parameter(torch.zeros(d, k))
         self.loc = nn.Parameter(torch.zeros(d))
-        self.is_linear = hidden_layer_sizes is None
-        self.is_isotropic = isotropic or self.is_linear
-        self.log_scale = nn.Parameter(torch.zeros(1 if self.is_isotropic else d))
+        self.log_scale = nn.Parameter(torch.zeros(n_scales))
+        self.net: MLP | None = None
         self.mixing: nn.Parameter | None = None
-        if hidden_layer_sizes is not None:
-            n_output = d if isotropic else 2 * d
-            self.net = MLP([k], hidden_layer_sizes, n_output, generator=generator)
-        if not self.is_isotropic:
-            if mixing:
-                self.mixing = nn.Parameter(torch.zeros(d, d))
-            self.log_tail = nn.Parameter(torch.full((d,), -2.0))
-            self.skew = nn.Parameter(torch.zeros(d))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether g is linear and the noise Gaussian: PPCA."""
+        return self.net is None
 
     @torch.no_grad()
     def set_ppca_(self, ppca: PPCA) -> None:
@@ -97,69 +81,48 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Go back to the nearest parameters that are allowed: every κ within ``MAX_TAIL``."""
-        if not self.is_isotropic:
-            self.log_tail.clamp_(max=math.log(MAX_TAIL))
+        """Go back to the nearest parameters that are allowed; here all are."""
 
     def conditional(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Location g(z) and log s(z), each broadcastable to ``(..., d)``."""
         return self._conditional_vjp(z)[:2]
 
+    @abstractmethod
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
         """:meth:`conditional`, and the way back from gradients by both to one by z."""
-        loc = z @ self.weight.T + self.loc
-        if self.is_linear:
-            log_scale = self.log_scale.clamp(min=self.min_log_scale)
-            return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
-        output, pull_net = self.net.vjp(self.net.enter(z))
-        if self.is_isotropic:
 
-            def pull_mean(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
-                return by_loc @ self.weight + self.net.leave(pull_net(by_loc), 0)
-
-            return loc + output, self.log_scale.clamp(min=self.min_log_scale), pull_mean
-        shift, change = output.split(self.n_features, dim=-1)
-        bend = torch.tanh(change / _LOG_SCALE_RANGE)
-        log_scale = self.log_scale + _LOG_SCALE_RANGE * bend
-
-        def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
-            free = torch.where(log_scale > self.min_log_scale, by_log_scale, 0.0)
-            by_change = torch.ops.aten.tanh_backward(free, bend)
-            by_received = pull_net(torch.cat([by_loc, by_change], -1))
-            return by_loc @ self.weight + self.net.leave(by_received, 0)
-
-        return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
-
-    def _unmixing(self) -> Tensor | None:
-        r"""B = A⁻¹, unit lower times unit upper triangular: \|det B\| = 1, I at the start."""
-        if self.mixing is None:
-            return None
-        eye = torch.eye(self.n_features, dtype=self.mixing.dtype, device=self.mixing.device)
-        return (eye + self.mixing.tril(-1)) @ (eye + self.mixing.triu(1))
-
-    def _unmix(self, residual: Tensor) -> Tensor:
-        """B r for ``(..., d)``."""
-        unmixing = self._unmixing()
-        return residual if unmixing is None else residual @ unmixing.T
-
+    @abstractmethod
     def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""ε of (x, z) and log\|∂ε/∂x\|: shapes ``(..., d)`` and ``(...)``."""
-        loc, log_scale = self.conditional(z)
-        residual = x - loc
-        if self.is_isotropic:
-            log_det = (-self.n_features * log_scale[0]).expand(residual.shape[:-1])
-            return residual * torch.exp(-log_scale), log_det
-        e = self._unmix(residual) * torch.exp(-log_scale)
-        noise, log_slope = tails.to_normal(e, self.log_tail, self.skew)
-        return noise, (log_slope - log_scale).sum(-1)
 
+    @abstractmethod
     def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
         """x of (ε, z): shapes ``(..., d)`` and ``(..., k)`` to ``(..., d)``."""
-        loc, log_scale = self.conditional(z)
-        if self.is_isotropic:
-            return loc + noise * log_scale.exp()
-        e = tails.from_normal(noise, self.log_tail, self.skew)
-        return loc + self._mix(e * log_scale.exp())
+
+    @abstractmethod
+    def mean(self, z: Tensor) -> Tensor:
+        """E_0[x | z], ``(..., d)``."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p_0(x, z) in nats, ``(...)``; ``x (..., d)`` and ``z (..., k)`` broadcast."""
+
+    @abstractmethod
+    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """−log p_0(x, z) ``(...)`` and its gradient by z ``(..., k)``."""
+
+    @abstractmethod
+    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        """:meth:`split`, and the way back from gradients by x and z to one by v."""
+
+    def split(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint coordinates v = (a, ε) to (x, z)."""
+        z, noise = self._parts(v)
+        return self.from_noise(noise, z), z
+
+    def join(self, x: Tensor, z: Tensor) -> Tensor:
+        """(x, z) to joint coordinates v = (a, ε): undoes :meth:`split`."""
+        return torch.cat([z, self.to_noise(x, z)[0]], -1)
 
     def fill(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         r"""``x (..., d)`` with its missing entries (NaN) put at noise coordinates ``y (..., d)``.
@@ -169,65 +132,21 @@ class Reference(nn.Module):
         """
         missing = torch.isnan(x)
         loc, log_scale = self.conditional(z)
-        e, log_slope = y, log_scale
-        if not self.is_isotropic:
-            e = tails.from_normal(y, self.log_tail, self.skew)
-            log_slope = log_scale + tails.log_slope(y, self.log_tail, self.skew)
-        completed = torch.where(missing, loc + e * log_scale.exp(), x)
-        return completed, torch.where(missing, log_slope, 0.0).sum(-1)
+        e, log_slope = self._tailed(y)
+        log_det = torch.where(missing, log_scale + log_slope, 0.0).sum(-1)
+        return torch.where(missing, loc + e * log_scale.exp(), x), log_det
 
-    def _mix(self, scaled: Tensor, *, transposed: bool = False) -> Tensor:
-        """A r = B⁻¹ r for ``(..., d)``; or Aᵀr, what a gradient by A r is by r."""
-        if self.mixing is None:
-            return scaled
-        rows = scaled.reshape(-1, self.n_features)
-        triangles = [(self.mixing.tril(-1), False), (self.mixing.triu(1), True)]
-        for triangle, upper in reversed(triangles) if transposed else triangles:
-            rows = torch.linalg.solve_triangular(
-                triangle if transposed else triangle.T,
-                rows,
-                upper=upper == transposed,
-                left=False,
-                unitriangular=True,
-            )
-        return rows.reshape(scaled.shape)
+    def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """t(ε) and log t′(ε), ``(..., d)``; here of the identity."""
+        return noise, torch.zeros_like(noise)
 
-    def mean(self, z: Tensor) -> Tensor:
-        """E_0[x | z], ``(..., d)``."""
-        loc, log_scale = self.conditional(z)
-        if self.is_isotropic:
-            return loc
-        e = tails.mean(self.log_tail, self.skew)
-        return loc + self._mix(e * log_scale.exp())
+    def _parts(self, v: Tensor) -> tuple[Tensor, ...]:
+        return v.split([self.n_components, self.n_features], dim=-1)
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p_0(x, z) in nats, ``(...)``; ``x (..., d)`` and ``z (..., k)`` broadcast."""
+    def _prior(self, z: Tensor) -> Tensor:
+        """½‖z‖², and the constants of the Gaussians of z and ε."""
         constant = 0.5 * (self.n_features + self.n_components) * _LOG_2PI
-        prior = 0.5 * z.square().sum(-1) + constant
-        if self.is_isotropic:
-            noise, log_det = self.to_noise(x, z)
-            return log_det - 0.5 * noise.square().sum(-1) - prior
-        loc, log_scale = self.conditional(z)
-        residual = self._unmix(x - loc)
-        return -prior - tails.energy(residual, log_scale, self.log_tail, self.skew)
-
-    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """−log p_0(x, z) ``(...)`` and its gradient by z ``(..., k)``."""
-        loc, log_scale, pull = self._conditional_vjp(z)
-        constant = 0.5 * (self.n_features + self.n_components) * _LOG_2PI
-        prior = 0.5 * z.square().sum(-1) + constant
-        if self.is_isotropic:
-            noise = (x - loc) * torch.exp(-log_scale)
-            energy = 0.5 * noise.square().sum(-1) + self.n_features * log_scale
-            return energy + prior, z - pull(noise * torch.exp(-log_scale), log_scale)
-        residual, unmixing = x - loc, self._unmixing()
-        if unmixing is not None:
-            residual = residual @ unmixing.T
-        energy, by_residual, by_log_scale = tails.energy_and_slopes(
-            residual, log_scale, self.log_tail, self.skew
-        )
-        by_loc = -by_residual if unmixing is None else -by_residual @ unmixing
-        return energy + prior, z + pull(by_loc, by_log_scale)
+        return 0.5 * z.square().sum(-1) + constant
 
     def linear_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(n, k)`` and covariance of z given x, for x = Wz + μ + σε.
@@ -272,26 +191,203 @@ class Reference(nn.Module):
             return variance, x - self.loc, None
         return variance, torch.where(missing, 0.0, x - self.loc), (~missing).to(x.dtype)
 
-    def split(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Joint coordinates v = (a, ε) to (x, z)."""
-        z, noise = v.split([self.n_components, self.n_features], dim=-1)
-        return self.from_noise(noise, z), z
 
-    def join(self, x: Tensor, z: Tensor) -> Tensor:
-        """(x, z) to joint coordinates v = (a, ε): undoes :meth:`split`."""
-        return torch.cat([z, self.to_noise(x, z)[0]], -1)
+class IsotropicReference(Reference):
+    """x = g(z) + σε, one σ for all features and rows: PPCA, with a network for its mean or without.
+
+    Parameters
+    ----------
+    n_features, n_components, min_scale
+        As :class:`Reference` has them.
+    generator : torch.Generator
+    hidden_layer_sizes : tuple of int or None
+        Hidden layers of the network behind g; None for none, where g is linear.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        *,
+        min_scale: float,
+        generator: torch.Generator,
+        hidden_layer_sizes: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(n_features, n_components, 1, min_scale=min_scale)
+        if hidden_layer_sizes is not None:
+            inputs = [n_components]
+            self.net = MLP(inputs, hidden_layer_sizes, n_features, generator=generator)
+
+    def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        net, loc = self.net, z @ self.weight.T + self.loc
+        log_scale = self.log_scale.clamp(min=self.min_log_scale)
+        if net is None:
+            return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
+        output, pull_net = net.vjp(net.enter(z))
+
+        def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
+            return by_loc @ self.weight + net.leave(pull_net(by_loc), 0)
+
+        return loc + output, log_scale, pull
+
+    def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.conditional(z)
+        residual = x - loc
+        log_det = (-self.n_features * log_scale[0]).expand(residual.shape[:-1])
+        return residual * torch.exp(-log_scale), log_det
+
+    def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
+        loc, log_scale = self.conditional(z)
+        return loc + noise * log_scale.exp()
+
+    def mean(self, z: Tensor) -> Tensor:
+        return self.conditional(z)[0]
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        prior = self._prior(z)
+        noise, log_det = self.to_noise(x, z)
+        return log_det - 0.5 * noise.square().sum(-1) - prior
+
+    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale, pull = self._conditional_vjp(z)
+        noise = (x - loc) * torch.exp(-log_scale)
+        energy = 0.5 * noise.square().sum(-1) + self.n_features * log_scale
+        return energy + self._prior(z), z - pull(noise * torch.exp(-log_scale), log_scale)
 
     def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
-        """:meth:`split`, and the way back from gradients by x and z to one by v."""
-        z, noise = v.split([self.n_components, self.n_features], dim=-1)
+        z, noise = self._parts(v)
         loc, log_scale, pull = self._conditional_vjp(z)
         scale = log_scale.exp()
-        if self.is_isotropic:
-            return (
-                loc + noise * scale,
-                z,
-                lambda by_x, by_z: torch.cat([by_z + pull(by_x, scale), by_x * scale], -1),
+
+        def pull_split(by_x: Tensor, by_z: Tensor) -> Tensor:
+            return torch.cat([by_z + pull(by_x, scale), by_x * scale], -1)
+
+        return loc + noise * scale, z, pull_split
+
+
+class FlexibleReference(Reference):
+    """x = g(z) + A(s(z) ∘ t(ε)): scales that follow z, tails and skewness a feature, a linear map.
+
+    Parameters
+    ----------
+    n_features, n_components, min_scale
+        As :class:`Reference` has them.
+    generator : torch.Generator
+    hidden_layer_sizes : tuple of int
+        Hidden layers of the network behind g and log s.
+    mixing : bool
+        Whether A is learned; otherwise it stays the identity.
+    """
+
+    net: MLP
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        *,
+        min_scale: float,
+        generator: torch.Generator,
+        hidden_layer_sizes: tuple[int, ...],
+        mixing: bool = False,
+    ) -> None:
+        d = n_features
+        super().__init__(d, n_components, d, min_scale=min_scale)
+        self.net = MLP([n_components], hidden_layer_sizes, 2 * d, generator=generator)
+        if mixing:
+            self.mixing = nn.Parameter(torch.zeros(d, d))
+        self.log_tail = nn.Parameter(torch.full((d,), -2.0))
+        self.skew = nn.Parameter(torch.zeros(d))
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Go back to the nearest parameters that are allowed: every κ within ``MAX_TAIL``."""
+        self.log_tail.clamp_(max=math.log(MAX_TAIL))
+
+    def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        loc = z @ self.weight.T + self.loc
+        output, pull_net = self.net.vjp(self.net.enter(z))
+        shift, change = output.split(self.n_features, dim=-1)
+        bend = torch.tanh(change / _LOG_SCALE_RANGE)
+        log_scale = self.log_scale + _LOG_SCALE_RANGE * bend
+
+        def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
+            free = torch.where(log_scale > self.min_log_scale, by_log_scale, 0.0)
+            by_change = torch.ops.aten.tanh_backward(free, bend)
+            by_received = pull_net(torch.cat([by_loc, by_change], -1))
+            return by_loc @ self.weight + self.net.leave(by_received, 0)
+
+        return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
+
+    def _unmixing(self) -> Tensor | None:
+        r"""B = A⁻¹, unit lower times unit upper triangular: \|det B\| = 1, I at the start."""
+        if self.mixing is None:
+            return None
+        eye = torch.eye(self.n_features, dtype=self.mixing.dtype, device=self.mixing.device)
+        return (eye + self.mixing.tril(-1)) @ (eye + self.mixing.triu(1))
+
+    def _unmix(self, residual: Tensor) -> Tensor:
+        """B r for ``(..., d)``."""
+        unmixing = self._unmixing()
+        return residual if unmixing is None else residual @ unmixing.T
+
+    def _mix(self, scaled: Tensor, *, transposed: bool = False) -> Tensor:
+        """A r = B⁻¹ r for ``(..., d)``; or Aᵀr, what a gradient by A r is by r."""
+        if self.mixing is None:
+            return scaled
+        rows = scaled.reshape(-1, self.n_features)
+        triangles = [(self.mixing.tril(-1), False), (self.mixing.triu(1), True)]
+        for triangle, upper in reversed(triangles) if transposed else triangles:
+            rows = torch.linalg.solve_triangular(
+                triangle if transposed else triangle.T,
+                rows,
+                upper=upper == transposed,
+                left=False,
+                unitriangular=True,
             )
+        return rows.reshape(scaled.shape)
+
+    def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        e = tails.from_normal(noise, self.log_tail, self.skew)
+        return e, tails.log_slope(noise, self.log_tail, self.skew)
+
+    def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.conditional(z)
+        e = self._unmix(x - loc) * torch.exp(-log_scale)
+        noise, log_slope = tails.to_normal(e, self.log_tail, self.skew)
+        return noise, (log_slope - log_scale).sum(-1)
+
+    def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
+        loc, log_scale = self.conditional(z)
+        e = tails.from_normal(noise, self.log_tail, self.skew)
+        return loc + self._mix(e * log_scale.exp())
+
+    def mean(self, z: Tensor) -> Tensor:
+        loc, log_scale = self.conditional(z)
+        e = tails.mean(self.log_tail, self.skew)
+        return loc + self._mix(e * log_scale.exp())
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        prior = self._prior(z)
+        loc, log_scale = self.conditional(z)
+        residual = self._unmix(x - loc)
+        return -prior - tails.energy(residual, log_scale, self.log_tail, self.skew)
+
+    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale, pull = self._conditional_vjp(z)
+        residual, unmixing = x - loc, self._unmixing()
+        if unmixing is not None:
+            residual = residual @ unmixing.T
+        energy, by_residual, by_log_scale = tails.energy_and_slopes(
+            residual, log_scale, self.log_tail, self.skew
+        )
+        by_loc = -by_residual if unmixing is None else -by_residual @ unmixing
+        return energy + self._prior(z), z + pull(by_loc, by_log_scale)
+
+    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        z, noise = self._parts(v)
+        loc, log_scale, pull = self._conditional_vjp(z)
+        scale = log_scale.exp()
         e, pull_tail = tails.from_normal_vjp(noise, self.log_tail, self.skew)
         scaled = e * scale
 

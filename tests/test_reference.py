@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import oracles
@@ -11,7 +12,7 @@ import torch
 
 from sklvebm import tails
 from sklvebm.ppca import PPCA
-from sklvebm.reference import MAX_TAIL, Reference
+from sklvebm.reference import MAX_TAIL, FlexibleReference, IsotropicReference, Reference
 
 
 def uniform(generator, *shape):
@@ -19,20 +20,20 @@ def uniform(generator, *shape):
 
 
 KINDS = {
-    "mixed": {"hidden_layer_sizes": (8,), "mixing": True},
-    "flexible": {"hidden_layer_sizes": (8,)},
-    "isotropic": {"hidden_layer_sizes": (8,), "isotropic": True},
-    "linear": {},
+    "mixed": partial(FlexibleReference, hidden_layer_sizes=(8,), mixing=True),
+    "flexible": partial(FlexibleReference, hidden_layer_sizes=(8,)),
+    "isotropic": partial(IsotropicReference, hidden_layer_sizes=(8,)),
+    "linear": IsotropicReference,
 }
 
 
 def random_reference(generator, d=3, k=2, *, kind="mixed") -> Reference:
     """A reference whose parameters are all away from zero, in ranges that grids can hold."""
-    reference = Reference(d, k, min_scale=1e-3, generator=generator, **KINDS[kind]).double()
+    reference = KINDS[kind](d, k, min_scale=1e-3, generator=generator).double()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.copy_(0.3 * uniform(generator, *parameter.shape))
-        if not reference.is_isotropic:
+        if isinstance(reference, FlexibleReference):
             reference.log_tail.sub_(1.0)
     return reference
 
@@ -194,7 +195,7 @@ def test_the_energy_of_the_tails_has_autograd_s_gradient(generator):
 
 def test_the_noise_scale_has_a_floor():
     generator = torch.Generator().manual_seed(0)
-    reference = Reference(2, 1, min_scale=0.02, generator=generator).double()
+    reference = IsotropicReference(2, 1, min_scale=0.02, generator=generator).double()
     reference.set_ppca_(PPCA(np.zeros((2, 1)), np.zeros(2), 0.0))
     origin = torch.zeros(1, 2).double(), torch.zeros(1, 1).double()
     expected = -1.5 * oracles.LOG_2PI - 2 * math.log(0.02)
@@ -216,7 +217,7 @@ def test_the_tails_have_a_bound(generator):
 def linear_case(rng, generator, n=6, d=4, k=2):
     """A linear reference in float64 and its parameters."""
     ppca = PPCA(rng.standard_normal((d, k)), rng.standard_normal(d), rng.uniform(0.3, 1.5))
-    reference = Reference(d, k, min_scale=1e-3, generator=generator).double()
+    reference = IsotropicReference(d, k, min_scale=1e-3, generator=generator).double()
     reference.set_ppca_(ppca)
     return reference, ppca, 2 * rng.standard_normal((n, d))
 
@@ -254,9 +255,7 @@ def test_the_linear_evidence_is_the_marginal(rng, generator):
 def test_the_isotropic_reference_starts_at_ppca(rng, generator):
     """To the last digits: a network that is zero, and one Gaussian noise."""
     linear, ppca, x = linear_case(rng, generator)
-    isotropic = Reference(
-        4, 2, min_scale=1e-3, generator=generator, hidden_layer_sizes=(8,), isotropic=True
-    ).double()
+    isotropic = KINDS["isotropic"](4, 2, min_scale=1e-3, generator=generator).double()
     isotropic.set_ppca_(ppca)
     x, z = torch.from_numpy(x), torch.from_numpy(rng.standard_normal((6, 2)))
     torch.testing.assert_close(isotropic.log_prob(x, z), linear.log_prob(x, z), rtol=1e-12, atol=0)
@@ -283,7 +282,7 @@ def test_the_learned_reference_starts_at_ppca(rng, generator, mixing):
     is 0.58 κ⁴ = 2e-4 nats a feature.
     """
     ppca = PPCA(rng.standard_normal((2, 1)), rng.standard_normal(2), 0.7)
-    reference = Reference(
+    reference = FlexibleReference(
         2, 1, min_scale=1e-3, generator=generator, hidden_layer_sizes=(8,), mixing=mixing
     ).double()
     reference.set_ppca_(ppca)

@@ -34,7 +34,7 @@ class CustomEnergy(EnergySpec):
     ) -> JointEnergy:
         import torch
 
-        from ..reference import Reference
+        from ..reference import IsotropicReference
         from ._joint import JointEnergy
         from ._tilts import ModuleTilt
 
@@ -51,7 +51,7 @@ class CustomEnergy(EnergySpec):
                 "energy must return a torch.nn.Module when called with (n_features, "
                 f"n_components), got {type(module).__name__}."
             )
-        reference = Reference(
+        reference = IsotropicReference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
         )
         return JointEnergy(reference, ModuleTilt(module, reference), reference_share=0.0)

@@ -35,11 +35,11 @@ class FreeEnergy(EnergySpec):
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
-        from ..reference import Reference
+        from ..reference import IsotropicReference
         from ._joint import JointEnergy
         from ._tilts import NetworkTilt
 
-        reference = Reference(
+        reference = IsotropicReference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
         )
         sizes = checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes)

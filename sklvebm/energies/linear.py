@@ -32,12 +32,12 @@ class LinearEnergy(EnergySpec):
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
-        from ..reference import Reference
+        from ..reference import IsotropicReference
         from ._joint import JointEnergy
 
         if self.init not in ("ppca", "random"):
             raise ValueError(f"init must be 'ppca' or 'random', got {self.init!r}.")
-        reference = Reference(
+        reference = IsotropicReference(
             n_features, n_components, min_scale=self._checked_min_scale(), generator=generator
         )
         return JointEnergy(reference, None, reference_share=1.0)

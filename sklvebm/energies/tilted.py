@@ -128,20 +128,31 @@ class TiltedEnergy(EnergySpec):
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
-        from ..reference import Reference
+        from ..reference import FlexibleReference, IsotropicReference, Reference
         from ._joint import JointEnergy
         from ._tilts import NetworkTilt
 
         n_frequencies = checked_frequencies(self.n_frequencies, n_features)
-        reference = Reference(
-            n_features,
-            n_components,
-            hidden_layer_sizes=checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes),
-            isotropic=self._is_isotropic(),
-            mixing=self._mixes(n_features),
-            min_scale=self._checked_min_scale(),
-            generator=generator,
-        )
+        sizes = checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes)
+        min_scale, mixing = self._checked_min_scale(), self._mixes(n_features)
+        reference: Reference
+        if self._is_isotropic():
+            reference = IsotropicReference(
+                n_features,
+                n_components,
+                min_scale=min_scale,
+                generator=generator,
+                hidden_layer_sizes=sizes,
+            )
+        else:
+            reference = FlexibleReference(
+                n_features,
+                n_components,
+                min_scale=min_scale,
+                generator=generator,
+                hidden_layer_sizes=sizes,
+                mixing=mixing,
+            )
         tilt = NetworkTilt(
             n_features,
             n_components,
@@ -153,6 +164,6 @@ class TiltedEnergy(EnergySpec):
         share = _SHARE
         if n_frequencies and n_components >= n_features:
             share = 0.0
-        elif n_frequencies and not reference.is_isotropic:
+        elif n_frequencies and not self._is_isotropic():
             share = _SHARE_WITH_FREQUENCIES
         return JointEnergy(reference, tilt, reference_share=share)
