@@ -7,7 +7,8 @@ the proposal to the posterior. What is done for a row depends on that row alone.
 How much is done is decided by pilot draws that do not count: an answer kept because its own draws
 look good would be high on average. So the evidence is unbiased whatever the effort, and its
 logarithm is low in expectation (Jensen), by about half its squared standard error; so is a row
-whose proposal missed a mode. These errors lower the score, never raise it on average.
+whose proposal missed a mode. These errors lower the score, never raise it on average. Where only
+expectations are asked for, a pilot's draws may count too (:func:`pooled`).
 
 References
 ----------
