@@ -67,8 +67,8 @@ def test_climbers_near_their_peak_stay_whatever_the_others_do(generator):
         assert torch.equal(mine[0], beside[0])
     inverse_factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
     gap = (inverse_factor @ (among.mean[:, 0] - mean)[..., None])[..., 0]
-    # H may have grown or shrunk along the way; it began as the covariance itself.
-    assert float(gap.norm(dim=1).max()) < 0.05
+    # H begins as the covariance itself, and on a quadratic no step teaches it otherwise.
+    assert float(gap.norm(dim=1).max()) < 0.01 * (1 + 1e-6)
 
 
 def test_a_peak_climbed_twice_counts_once(generator):

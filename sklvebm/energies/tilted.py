@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,11 @@ import numpy as np
 from ._spec import EnergySpec, checked_frequencies, checked_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from ..reference import Reference
     from ._joint import JointEnergy
 
 
@@ -128,31 +132,22 @@ class TiltedEnergy(EnergySpec):
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
-        from ..reference import FlexibleReference, IsotropicReference, Reference
+        from ..reference import FlexibleReference, IsotropicReference
         from ._joint import JointEnergy
         from ._tilts import NetworkTilt
 
         n_frequencies = checked_frequencies(self.n_frequencies, n_features)
         sizes = checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes)
-        min_scale, mixing = self._checked_min_scale(), self._mixes(n_features)
-        reference: Reference
+        kind: Callable[..., Reference] = partial(FlexibleReference, mixing=self._mixes(n_features))
         if self._is_isotropic():
-            reference = IsotropicReference(
-                n_features,
-                n_components,
-                min_scale=min_scale,
-                generator=generator,
-                hidden_layer_sizes=sizes,
-            )
-        else:
-            reference = FlexibleReference(
-                n_features,
-                n_components,
-                min_scale=min_scale,
-                generator=generator,
-                hidden_layer_sizes=sizes,
-                mixing=mixing,
-            )
+            kind = IsotropicReference
+        reference = kind(
+            n_features,
+            n_components,
+            min_scale=self._checked_min_scale(),
+            generator=generator,
+            hidden_layer_sizes=sizes,
+        )
         tilt = NetworkTilt(
             n_features,
             n_components,
