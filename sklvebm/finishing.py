@@ -32,6 +32,9 @@ _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
 # Rows whose surroundings log Z is asked to cover.
 _N_COVERED = 4096
+# Rows that the way back from latents is learned from: as many as have so many entries, within
+# limits, out of so many times as many.
+_N_KEPT, _KEPT_ENTRIES, _N_SEARCHED = (512, 4096), 2**17, 4
 
 
 class Guesses(NamedTuple):
@@ -87,6 +90,7 @@ def finish(
     )
     order = rows.order(noise.generator)
     picks = order[:_N_CALIBRATION]
+    model.rows = _kept(rows.x, order)
     seen, guess = _complete(model, rows.x[picks], guesses.location[picks, :k])
     if energy.is_gaussian:
         mean, model.covariance = energy.reference.linear_posterior(seen)
@@ -106,6 +110,15 @@ def finish(
         model.log_partition = log_z._replace(excess=excess)
         model.moves = _moves(energy, model.pool, step_size, noise)
     return model, diagnostics
+
+
+def _kept(x: Tensor, order: Tensor) -> Tensor | None:
+    """The first of ``x (n, d)``, in this order, that miss nothing; None if too few differ."""
+    fewest, most = _N_KEPT
+    n_rows = min(max(_KEPT_ENTRIES // x.shape[1], fewest), most)
+    some = x[order[: _N_SEARCHED * n_rows]]
+    complete = some[~torch.isnan(some).any(1)][:n_rows]
+    return complete if len(complete.unique(dim=0)) >= fewest else None
 
 
 def _complete(model: Model, x: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:

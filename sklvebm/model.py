@@ -50,9 +50,8 @@ _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 _STAYS = 0.01
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
-# Draws of the model that its reconstructions are learned from: as many as have so many entries,
-# since rows of many features go back through maps slowly, within limits.
-_N_RECONSTRUCTED, _RECONSTRUCTED_ENTRIES = (512, 2048), 2**17
+# Draws of the model that its reconstructions are learned from, where it has no rows for that.
+_N_DRAWN, _DRAWN_ENTRIES = (512, 2048), 2**17
 
 
 class Evidence(NamedTuple):
@@ -110,6 +109,8 @@ class Model:
     n_starts : int
         Points from which the peaks of a row's posterior are sought.
     moves : Moves
+    rows : Tensor of shape (m, d), optional
+        Rows that were trained on, which miss nothing; None where they were too few to learn from.
     """
 
     spec: EnergySpec
@@ -121,6 +122,7 @@ class Model:
     seed: int
     n_starts: int = 1
     moves: Moves = field(default_factory=Moves)
+    rows: Tensor | None = None
     _casts: dict[torch.dtype, Model] = field(default_factory=dict, repr=False)
     _remainder: Remainder | None = field(default=None, repr=False)
 
@@ -375,8 +377,7 @@ class Model:
     def reconstruction(self, t: Tensor, back: Back | None = None) -> Tensor:
         """E[back(x) | E[z | x] = t], ``(n, d)``, for ``t (n, k)``.
 
-        See :mod:`sklvebm.reconstruction`. What is learned from draws is kept: a model has one way
-        ``back``.
+        See :mod:`sklvebm.reconstruction`. What is learned is kept: a model has one way ``back``.
         """
         if self.energy.is_gaussian and back is None:
             return self.cast(t.dtype).energy.reference.linear_reconstruction(t)
@@ -390,14 +391,17 @@ class Model:
         return self.cast(z.dtype).conditional_mean(z, back)
 
     def _fit_remainder(self, back: Back | None) -> Remainder:
-        noise = generator_from_seed(self.seed, self.device)
-        fewest, most = _N_RECONSTRUCTED
-        n_rows = _RECONSTRUCTED_ENTRIES // self.energy.reference.n_features
-        x, _ = self.sample(min(max(n_rows, fewest), most), noise)
+        x = self._drawn() if self.rows is None else self.rows
         t = self.posterior_mean(x)
         left = (x if back is None else back(x)) - self.conditional_mean(t, back)
         parts = (to_numpy(part).astype(float) for part in (t, left))
         return fit_remainder(*parts, seed=self.seed % 2**31)
+
+    def _drawn(self) -> Tensor:
+        """Rows of the model's own: as many as have so many entries, within limits."""
+        fewest, most = _N_DRAWN
+        n_rows = min(max(_DRAWN_ENTRIES // self.energy.reference.n_features, fewest), most)
+        return self.sample(n_rows, generator_from_seed(self.seed, self.device))[0]
 
     def conditional_mean(self, z: Tensor, back: Back | None = None) -> Tensor:
         """E[back(x) | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
@@ -423,6 +427,7 @@ class Model:
             "seed": self.seed,
             "n_starts": self.n_starts,
             "moves": tuple(self.moves),
+            "rows": None if self.rows is None else to_numpy(self.rows),
         }
 
     @classmethod
@@ -435,6 +440,8 @@ class Model:
         def tensor(name: str) -> Tensor:
             return torch.tensor(arrays[name], device=device)
 
+        rows = None if arrays["rows"] is None else tensor("rows")
+
         return cls(
             arrays["spec"],
             # As training left it: in another mode torch takes other paths, which round otherwise.
@@ -446,4 +453,5 @@ class Model:
             arrays["seed"],
             arrays["n_starts"],
             Moves(*arrays["moves"]),
+            rows,
         )

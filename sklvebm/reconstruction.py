@@ -3,9 +3,10 @@ r"""Rows back from what ``transform`` says of them: E[x | E[z | x] = t].
 A posterior mean varies less than the latents themselves, so the mean of x given z = t is too small
 a guess of x: of a linear-Gaussian model it is W t, where the least-squares one is W(WᵀW)⁻¹M t with
 M = σ²I + WᵀW (Tipping and Bishop 1999, "Probabilistic principal component analysis", JRSS B 61(3),
-section 3.3). Elsewhere what E[x | z = t] leaves over is regressed on t, over rows of the model's
-own: by ridge regression, and by the mean over the nearest of these rows of what that leaves. Far
-from all of them the prediction stays within what has been seen, plus the linear part.
+section 3.3). Elsewhere what E[x | z = t] leaves over is regressed on t, over rows that were trained
+on, or draws of the model where these are few: by ridge regression, and by the mean over the nearest
+of these rows of what that leaves. Far from all of them the prediction stays within what has been
+seen, plus the linear part.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 _ALPHAS = np.logspace(-4, 4, 17)
-_N_NEIGHBORS = (5, 10, 20, 40, 80)
+_N_NEIGHBORS = (5, 10, 20, 40, 80, 160, 320)
 _CV = 5
 
 
 class Remainder(NamedTuple):
-    """A regression on t: what is linear in it, and what neighbours tell of the rest."""
+    """A regression on t: what is linear in it, and what neighbours tell of the rest, if any."""
 
     linear: Pipeline
-    local: KNeighborsRegressor
+    local: Pipeline
 
     def predict(self, T: NDArray) -> NDArray:
         """Prediction ``(n, d)`` for ``T (n, k)``."""
@@ -39,19 +41,20 @@ class Remainder(NamedTuple):
 
 
 def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> Remainder:
-    """Regression of ``remainder (n, d)`` on ``T (n, k)``, at least ten rows.
+    """Regression of ``remainder (n, d)`` on ``T (n, k)``, of which at least ten rows differ.
 
-    Penalty and number of neighbours are chosen by cross-validation. Where T tells nothing, or
-    nothing more, the first grows, or the second is nearly all rows, until the prediction is the
-    mean.
+    Penalty and number of neighbours are chosen by cross-validation, in which rows that are equal
+    stay together. Where T tells nothing, the first grows until the prediction is the mean; where it
+    tells nothing more, no neighbour is asked.
     """
     linear = make_pipeline(StandardScaler(), RidgeCV(_ALPHAS)).fit(T, remainder)
-    most = len(T) * (_CV - 1) // _CV - 1
-    sizes = [size for size in _N_NEIGHBORS if size < most]
+    groups = np.unique(T, axis=0, return_inverse=True)[1].ravel()
+    fewest = len(np.unique(groups)) * (_CV - 1) // _CV
+    neighbors = [KNeighborsRegressor(size) for size in _N_NEIGHBORS if size <= fewest]
     local = GridSearchCV(
-        KNeighborsRegressor(),
-        {"n_neighbors": [*sizes, most]},
-        cv=KFold(_CV, shuffle=True, random_state=seed),
+        Pipeline([("regressor", DummyRegressor())]),
+        {"regressor": [DummyRegressor(), *neighbors]},
+        cv=GroupKFold(_CV, shuffle=True, random_state=seed),
         scoring="neg_mean_squared_error",
-    ).fit(T, remainder - linear.predict(T).reshape(remainder.shape))
+    ).fit(T, remainder - linear.predict(T).reshape(remainder.shape), groups=groups)
     return Remainder(linear, local.best_estimator_)

@@ -1,8 +1,11 @@
-"""The regression behind ``inverse_transform``."""
+"""The regression behind ``inverse_transform``, and the rows that it is learned from."""
 
 import numpy as np
 import pytest
+import torch
 
+from sklvebm import LVEBMEstimator
+from sklvebm.finishing import _kept
 from sklvebm.reconstruction import fit_remainder
 
 
@@ -24,6 +27,12 @@ class TestFitRemainder:
         # The mean over the fewest neighbours that could be taken would have a variance of 1/5.
         assert found.var(axis=0).max() < 1 / 10
 
+    def test_a_row_does_not_vouch_for_itself(self, rng):
+        """Rows of weight have copies: neighbours would explain all noise if these were apart."""
+        T, noise = (rng.standard_normal((100, 2)).repeat(10, axis=0) for _ in range(2))
+        found = fit_remainder(T, noise, seed=0).predict(rng.standard_normal((200, 2)))
+        assert found.var(axis=0).max() < 1 / 2
+
     @pytest.mark.parametrize("far", [3.0, 30.0])
     def test_nothing_is_made_up_far_out(self, rng, far):
         """A kernel's prediction once left the range of all rows a hundredfold, a little outside."""
@@ -35,3 +44,32 @@ class TestFitRemainder:
         left = remainder - found.linear.predict(T)
         assert (beside_line >= left.min(axis=0)).all()
         assert (beside_line <= left.max(axis=0)).all()
+
+
+class TestRowsThatAreKept:
+    def test_they_miss_nothing_and_come_in_order(self, rng):
+        x = torch.from_numpy(rng.standard_normal((1500, 3)))
+        x[::2, 1] = torch.nan
+        order = torch.arange(1500).flip(0)
+        torch.testing.assert_close(_kept(x, order), x[1::2].flip(0))
+
+    @pytest.mark.parametrize(("n_features", "expected"), [(2, 4096), (64, 2048), (1000, 512)])
+    def test_no_more_than_a_wide_table_can_afford(self, n_features, expected):
+        x = torch.rand(5000, n_features)
+        assert _kept(x, torch.arange(5000)).shape == (expected, n_features)
+
+    def test_none_of_too_few(self, rng):
+        x = torch.from_numpy(rng.standard_normal((511, 2)))
+        assert _kept(x, torch.arange(511)) is None
+        # However often they come.
+        assert _kept(x, torch.arange(511).repeat(4)) is None
+
+    def test_they_tell_what_the_model_has_not_learned(self, rng):
+        """A parabola, and a model that is still Gaussian, whose own draws do not bend."""
+        u = rng.uniform(-0.5, 1.5, 1000)
+        X = np.column_stack([u, u**2])
+        model = LVEBMEstimator(1, max_iter=2).fit(X)
+        Z = model.transform(X)
+        learned = np.square(model.inverse_transform(Z) - X).sum()
+        without = LVEBMEstimator(1, max_iter=2).fit(X[:500])
+        assert learned < 0.5 * np.square(without.inverse_transform(without.transform(X)) - X).sum()
