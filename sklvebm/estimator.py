@@ -665,8 +665,8 @@ class LVEBMEstimator(
         The mean of x over rows whose posterior mean is Z, E[x | E[z | x] = Z]. For the mean of x
         given latents as such, E[x | z = Z], see :meth:`decode`. The first call learns the map, in
         some seconds: from rows without missing entries that were trained on, of which ``fit`` keeps
-        up to 4,096 (fewer of many features), or from draws of the model where it has fewer than
-        512.
+        up to 4,096 (fewer of many features), or from draws of the model where there are fewer than
+        512 or the energy is linear, which keeps none.
 
         Parameters
         ----------

@@ -20,6 +20,7 @@ from .mixtures import moments
 from .model import MANY_STARTS, Model, Moves
 from .particles import JointPool
 from .partition import LogPartition, excess_tilt, log_partition
+from .reconstruction import FEWEST, affordable
 from .rows import Rows
 
 _N_CALIBRATION, _N_CANDIDATES, _N_CLIMB, _SIZES = 256, 64, 20, (64, 256)
@@ -32,9 +33,8 @@ _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
 # Rows whose surroundings log Z is asked to cover.
 _N_COVERED = 4096
-# Rows that the way back from latents is learned from: as many as have so many entries, within
-# limits, out of so many times as many.
-_N_KEPT, _KEPT_ENTRIES, _N_SEARCHED = (512, 4096), 2**17, 4
+# Rows that the way back from latents is learned from at most, out of so many times as many.
+_MOST_KEPT, _N_SEARCHED = 4096, 4
 
 
 class Guesses(NamedTuple):
@@ -90,12 +90,12 @@ def finish(
     )
     order = rows.order(noise.generator)
     picks = order[:_N_CALIBRATION]
-    model.rows = _kept(rows.x, order)
     seen, guess = _complete(model, rows.x[picks], guesses.location[picks, :k])
     if energy.is_gaussian:
         mean, model.covariance = energy.reference.linear_posterior(seen)
         model.start = _ridge(seen, mean)
         return model, {}
+    model.rows = _kept(rows.x, order)
     _calibrate(model, seen, guess, noise)
     diagnostics = _diagnosed(model, rows.x[picks], noise)
     if energy.tilt is not None:
@@ -114,11 +114,10 @@ def finish(
 
 def _kept(x: Tensor, order: Tensor) -> Tensor | None:
     """The first of ``x (n, d)``, in this order, that miss nothing; None if too few differ."""
-    fewest, most = _N_KEPT
-    n_rows = min(max(_KEPT_ENTRIES // x.shape[1], fewest), most)
+    n_rows = affordable(x.shape[1], _MOST_KEPT)
     some = x[order[: _N_SEARCHED * n_rows]]
     complete = some[~torch.isnan(some).any(1)][:n_rows]
-    return complete if len(complete.unique(dim=0)) >= fewest else None
+    return complete if len(complete.unique(dim=0)) >= FEWEST else None
 
 
 def _complete(model: Model, x: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from .mixtures import Guess
 from .particles import JointPool
 from .partition import LogPartition
 from .quasirandom import SharedRows
-from .reconstruction import Remainder, fit_remainder
+from .reconstruction import Remainder, affordable, fit_remainder
 
 # Rows whose posteriors are found at once: bounds memory. They are filled up to this number, or to a
 # multiple of CHUNK: single precision rounds alike only in arrays of the same shape, and an answer
@@ -50,8 +50,8 @@ _MIN_MOVES, _MAX_MOVES, _MOVED = 5, 25, 1024
 _STAYS = 0.01
 # A prime: the seeds of a row's rounds are this far apart.
 _STREAM = 15485863
-# Draws of the model that its reconstructions are learned from, where it has no rows for that.
-_N_DRAWN, _DRAWN_ENTRIES = (512, 2048), 2**17
+# Draws of the model that its reconstructions are learned from at most, where it has no rows.
+_MOST_DRAWN = 2048
 
 
 class Evidence(NamedTuple):
@@ -110,7 +110,8 @@ class Model:
         Points from which the peaks of a row's posterior are sought.
     moves : Moves
     rows : Tensor of shape (m, d), optional
-        Rows that were trained on, which miss nothing; None where they were too few to learn from.
+        Rows that were trained on, which miss nothing; None where they were too few to learn from,
+        or the energy is Gaussian.
     """
 
     spec: EnergySpec
@@ -387,27 +388,24 @@ class Model:
         return decoded + torch.as_tensor(self._remainder.predict(to_numpy(t))).to(decoded)
 
     def decoded(self, z: Tensor, back: Back | None = None) -> Tensor:
-        """E[back(x) | z], ``(n, d)``, in the precision of ``z (n, k)``."""
-        return self.cast(z.dtype).conditional_mean(z, back)
+        """E[back(x) | z], ``(n, d)``, in the precision of ``z (n, k)``.
+
+        See :mod:`sklvebm.decoding`.
+        """
+        energy = self.cast(z.dtype).energy
+        return conditional_mean(energy, z, back, noise=lambda: SharedRows(self.seed, self.device))
 
     def _fit_remainder(self, back: Back | None) -> Remainder:
         x = self._drawn() if self.rows is None else self.rows
         t = self.posterior_mean(x)
-        left = (x if back is None else back(x)) - self.conditional_mean(t, back)
+        left = (x if back is None else back(x)) - self.decoded(t, back)
         parts = (to_numpy(part).astype(float) for part in (t, left))
         return fit_remainder(*parts, seed=self.seed % 2**31)
 
     def _drawn(self) -> Tensor:
-        """Rows of the model's own: as many as have so many entries, within limits."""
-        fewest, most = _N_DRAWN
-        n_rows = min(max(_DRAWN_ENTRIES // self.energy.reference.n_features, fewest), most)
+        """Rows of the model's own."""
+        n_rows = affordable(self.energy.reference.n_features, _MOST_DRAWN)
         return self.sample(n_rows, generator_from_seed(self.seed, self.device))[0]
-
-    def conditional_mean(self, z: Tensor, back: Back | None = None) -> Tensor:
-        """E[back(x) | z], ``(n, d)``, for ``z (n, k)``: see :mod:`sklvebm.decoding`."""
-        return conditional_mean(
-            self.energy, z, back, noise=lambda: SharedRows(self.seed, self.device)
-        )
 
     def arrays(self) -> list[NDArray]:
         """All its arrays, in an order that is always the same."""

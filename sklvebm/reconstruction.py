@@ -22,6 +22,9 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+# Rows to learn from: as many as have so many entries, since those of many features go through
+# maps slowly, and no fewer than these.
+_N_ENTRIES, FEWEST = 2**17, 512
 _ALPHAS = np.logspace(-4, 4, 17)
 _N_NEIGHBORS = (5, 10, 20, 40, 80, 160, 320)
 _CV = 5
@@ -38,6 +41,11 @@ class Remainder(NamedTuple):
         # Of a single feature some regressors predict a vector.
         linear, local = (part.predict(T).reshape(len(T), -1) for part in self)
         return linear + local
+
+
+def affordable(n_features: int, most: int) -> int:
+    """How many rows to learn from, ``most`` at most."""
+    return min(max(_N_ENTRIES // n_features, FEWEST), most)
 
 
 def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> Remainder:
