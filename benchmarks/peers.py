@@ -30,6 +30,8 @@ _CV = 3
 # Densities that are measured behind our maps of single features too, on tables where fits of ours
 # ask whether to take them.
 MAPPED = ("GaussianMixture", "VAE", "NSF", "MAF")
+# Latent models whose way back from latents is measured with a regression like that of ours too.
+REGRESSED = ("VAE", "PPCA")
 
 
 # Ours for planar densities of many rows: edges are as sharp as the Fourier features allow.
@@ -122,6 +124,17 @@ def _mapped(build):
     return Peer(build_mapped, lambda table: table.kind == "real" and table.name != "ccpp")
 
 
+def _regressed(build):
+    """The peer of ``build``, its latents regressed on as ours are; reconstruction alone."""
+
+    def build_regressed(table, seed):
+        import baselines
+
+        return baselines.Regressed(build(table, seed), random_state=seed)
+
+    return Peer(build_regressed, lambda table: table.kind in ("real", "physical"))
+
+
 PEERS = {
     "sklvebm": Peer(_ours(), lambda table: True),
     FINE: Peer(_ours(n_frequencies=256), lambda table: table.kind == MANY),
@@ -139,6 +152,7 @@ PEERS = {
     "flow matching": Peer(_flow_matching),
 }
 PEERS |= {f"mapped {name}": _mapped(PEERS[name].build) for name in MAPPED}
+PEERS |= {f"regressed {name}": _regressed(PEERS[name].build) for name in REGRESSED}
 
 
 def _timed(action, *arguments):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from statistical import assert_close_to
 from torch import nn
@@ -132,6 +133,19 @@ class TestMapped:
         behind = model.estimator_.transform(model.maps_.forward(bent))
         np.testing.assert_array_equal(model.transform(bent), behind)
         assert not hasattr(baselines.Mapped(GaussianMixture()), "transform")
+
+
+class TestRegressed:
+    def test_what_bends_about_the_line_comes_back(self, rng):
+        u = rng.uniform(-0.5, 1.5, 600)
+        X = np.column_stack([u, u**2])
+        lines = PCA(1).fit(X)
+        model = baselines.Regressed(PCA(1)).fit(X)
+        np.testing.assert_array_equal(model.transform(X), lines.transform(X))
+        straight, bent = (
+            np.square(m.inverse_transform(m.transform(X)) - X).mean() for m in (lines, model)
+        )
+        assert bent < straight / 10
 
 
 class TestTraining:

@@ -5,6 +5,7 @@ from .decoders import VAE, HardEM, NonAmortisedVI
 from .flow_matching import FlowMatching
 from .flows import NormalizingFlow
 from .mapped import Mapped
+from .regressed import Regressed
 
 __all__ = [
     "VAE",
@@ -13,5 +14,6 @@ __all__ = [
     "Mapped",
     "NonAmortisedVI",
     "NormalizingFlow",
+    "Regressed",
     "Training",
 ]
