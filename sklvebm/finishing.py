@@ -33,8 +33,8 @@ _SHARE_APART = 0.25
 _N_SWEEPS, _MAX_ROUNDS = 60, 3
 # Rows whose surroundings log Z is asked to cover.
 _N_COVERED = 4096
-# Rows that the way back from latents is learned from at most, out of so many times as many.
-_MOST_KEPT, _N_SEARCHED = 4096, 4
+# Rows among which those that miss nothing are sought, of each that the way back is learned from.
+_N_SEARCHED = 4
 
 
 class Guesses(NamedTuple):
@@ -114,7 +114,7 @@ def finish(
 
 def _kept(x: Tensor, order: Tensor) -> Tensor | None:
     """The first of ``x (n, d)``, in this order, that miss nothing; None if too few differ."""
-    n_rows = affordable(x.shape[1], _MOST_KEPT)
+    n_rows = affordable(x.shape[1])
     some = x[order[: _N_SEARCHED * n_rows]]
     complete = some[~torch.isnan(some).any(1)][:n_rows]
     return complete if len(complete.unique(dim=0)) >= FEWEST else None

@@ -23,8 +23,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # Rows to learn from: as many as have so many entries, since those of many features go through
-# maps slowly, and no fewer than these.
-_N_ENTRIES, FEWEST = 2**17, 512
+# maps slowly, within limits.
+_N_ENTRIES, FEWEST, _MOST = 2**17, 512, 4096
 _ALPHAS = np.logspace(-4, 4, 17)
 _N_NEIGHBORS = (5, 10, 20, 40, 80, 160, 320)
 _CV = 5
@@ -43,7 +43,7 @@ class Remainder(NamedTuple):
         return linear + local
 
 
-def affordable(n_features: int, most: int) -> int:
+def affordable(n_features: int, most: int = _MOST) -> int:
     """How many rows to learn from, ``most`` at most."""
     return min(max(_N_ENTRIES // n_features, FEWEST), most)
 
@@ -57,8 +57,8 @@ def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> Remainder:
     """
     linear = make_pipeline(StandardScaler(), RidgeCV(_ALPHAS)).fit(T, remainder)
     groups = np.unique(T, axis=0, return_inverse=True)[1].ravel()
-    fewest = len(np.unique(groups)) * (_CV - 1) // _CV
-    neighbors = [KNeighborsRegressor(size) for size in _N_NEIGHBORS if size <= fewest]
+    n_fitted = (groups.max() + 1) * (_CV - 1) // _CV
+    neighbors = [KNeighborsRegressor(size) for size in _N_NEIGHBORS if size <= n_fitted]
     local = GridSearchCV(
         Pipeline([("regressor", DummyRegressor())]),
         {"regressor": [DummyRegressor(), *neighbors]},

@@ -7,8 +7,6 @@ from sklearn.base import BaseEstimator, clone
 
 from sklvebm.reconstruction import affordable, fit_remainder
 
-_MOST_ROWS = 4096
-
 
 class Regressed(BaseEstimator):
     """``estimator``, and what its ``inverse_transform`` leaves over of rows regressed on latents.
@@ -25,7 +23,7 @@ class Regressed(BaseEstimator):
         X = np.asarray(X)
         self.estimator_ = clone(self.estimator).fit(X)
         order = np.random.RandomState(self.random_state).permutation(len(X))
-        rows = X[order[: affordable(X.shape[1], _MOST_ROWS)]]
+        rows = X[order[: affordable(X.shape[1])]]
         T = self.estimator_.transform(rows)
         left = rows - self.estimator_.inverse_transform(T)
         self.remainder_ = fit_remainder(T, left, seed=self.random_state)
