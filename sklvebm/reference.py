@@ -72,6 +72,11 @@ class Reference(nn.Module, ABC):
         """Whether g is linear and the noise Gaussian: PPCA."""
         return self.net is None
 
+    @property
+    def starts_at_modes(self) -> bool:
+        """Whether training begins with the latents of each row at their mode."""
+        return False
+
     @torch.no_grad()
     def set_ppca_(self, ppca: PPCA) -> None:
         """Start at ``ppca``: the density is then PPCA's (tails and mixing at the identity)."""
@@ -217,6 +222,11 @@ class IsotropicReference(Reference):
         if hidden_layer_sizes is not None:
             inputs = [n_components]
             self.net = MLP(inputs, hidden_layer_sizes, n_features, generator=generator)
+
+    @property
+    def starts_at_modes(self) -> bool:
+        """True of a curved g, which may fold where particles start far from it."""
+        return self.net is not None
 
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
         net, loc = self.net, z @ self.weight.T + self.loc

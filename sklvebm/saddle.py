@@ -93,7 +93,8 @@ class Saddle:
         Trained in place.
     rows : Rows
         What is trained on.
-    conditional : ConditionalFlow
+    flow_of : callable
+        ``flow_of(stage) -> ConditionalFlow`` follows the latents of ``rows`` in a stage.
     pool : JointPool
     schedule : Schedule
     generator : torch.Generator
@@ -116,7 +117,7 @@ class Saddle:
         self,
         energy: JointEnergy,
         rows: Rows,
-        conditional: ConditionalFlow,
+        flow_of: Callable[[Stage], ConditionalFlow],
         pool: JointPool,
         *,
         schedule: Schedule,
@@ -128,7 +129,7 @@ class Saddle:
         shares: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.energy, self.rows = energy, rows
-        self.conditional, self.pool = conditional, pool
+        self.flow_of, self.pool = flow_of, pool
         self.schedule, self.generator = schedule, generator
         self.evaluate, self.report, self.keep = evaluate, report, keep
         self.group = Group() if group is None else group
@@ -151,6 +152,7 @@ class Saddle:
         # The last good state, and the stage that is trained: of no meaning before one begins.
         self._good: dict[str, Any] = {}
         self._index = 0
+        self._before: Run | None = None
 
     def _recorded(self, function: Callable[..., Any], run: Run, owner: Stateful) -> Recorded:
         return Recorded(partial(function, run), owner, self.generator, active=self._records)
@@ -246,6 +248,7 @@ class Saddle:
         """Train one stage and leave the energy at its best (or last) averaged state."""
         if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
             return
+        self.conditional = self.flow_of(stage)
         run = self._new_run(stage)
         self._move = self._recorded(self._moved, run, self.conditional)
         self._learn = self._recorded(self._learned, run, self.pool)
@@ -260,8 +263,9 @@ class Saddle:
             self._unread = []
             self._move.forget()
             self._learn.forget()
-        self.energy.load_state_dict(run.keeper.state)
-        self.outcome.converged &= run.keeper.is_settled and not self.outcome.stopped
+        self.energy.load_state_dict(run.state)
+        self._before = run
+        self.outcome.converged &= run.is_settled and not self.outcome.stopped
 
     def _updates(self, run: Run) -> None:
         while not (run.is_over or self.outcome.stopped):
@@ -306,6 +310,8 @@ class Saddle:
         return gap
 
     def _begin(self, run: Run) -> None:
+        if self._before is not None and self._before.stage.at_modes:
+            run.keeper.begin_with(self._before.keeper)
         self._good = self._changing()
         self._assess(run, math.nan)
         self.outcome.gaps = []

@@ -24,7 +24,8 @@ class Stage(NamedTuple):
     """What one part of training learns: ``name``, its ``parameters``, how long and how fast.
 
     ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
-    Without one f ≡ 0.
+    Without one f ≡ 0. ``at_modes`` says that latents are followed by their modes: where they end is
+    a start for the stage after it, which keeps the best state of both.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage(NamedTuple):
     n_updates: int
     rate: float
     uses_pool: bool
+    at_modes: bool = False
 
 
 class Keeper(Stateful):
@@ -54,14 +56,17 @@ class Keeper(Stateful):
         self.best_state: dict[str, Tensor] | None = None
         self.n_stale = 0
 
+    def begin_with(self, other: Keeper) -> None:
+        """Keep the best state of ``other`` until there is a better one."""
+        self.best, self.best_state = other.best, other.best_state
+
     def note(self, value: float) -> None:
         """Compare the current average, which scores ``value``, with the best."""
-        first = self.best_state is None
-        if value > self.improved + self.tol or first:
+        if value > self.improved + self.tol or self.improved == -math.inf:
             self.improved, self.n_stale = value, 0
         else:
             self.n_stale += 1
-        if value > self.best or first:
+        if value > self.best or self.best_state is None:
             self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
 
     @property
@@ -131,7 +136,18 @@ class Run(Stateful):
     @property
     def is_over(self) -> bool:
         """Whether all updates are made, or improvements have been missing for too long."""
-        return self.step >= self.stage.n_updates or self.keeper.is_stale
+        is_stale = self.keeper.is_stale and not self.stage.at_modes
+        return self.step >= self.stage.n_updates or is_stale
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the stage has ended where more of it would not help."""
+        return self.stage.at_modes or self.keeper.is_settled
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters to go on with."""
+        return self.average.state_dict() if self.stage.at_modes else self.keeper.state
 
     @property
     def rate(self) -> float:

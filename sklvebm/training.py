@@ -48,6 +48,9 @@ _JOINT_RATE = 1 / 10
 # along with it, A explains what could pass through the latents. It is soon learned: a fifth
 # is no better.
 _MIXING_SHARE = 1 / 15
+# Share of the reference's updates in which the latents of each row are at their mode. Longer, and
+# the likelihood that is to come suffers.
+_START_SHARE = 1 / 15
 # Updates in which the whole pool takes a Langevin step once. All of it is swept at every update:
 # members that lag behind the tilt bias its gradient.
 _POOL_VISITS = 2
@@ -156,7 +159,7 @@ class Trainer:
             load_arrays(self.energy, self.group.from_first(lambda: state_to_arrays(self.energy)))
         self.noise = Noise(self.group.generator(self.generator))
         self.rows, self._row_share = self._share_out(self.rows)
-        self.conditional = self._conditional_flow()
+        self.conditional = self._first_flow()
         self.pool = self._pool()
         self._evaluation_seed = self._seed()
         self.held_out = None if held_out is None else self._followed(held_out)
@@ -236,13 +239,33 @@ class Trainer:
         weight = torch.randn(d, k, generator=self.generator, device=self.device) / k**0.5
         return PPCA(to_numpy(weight), ppca.loc, 1.0)
 
-    def _conditional_flow(self) -> ConditionalFlow:
+    @property
+    def _starts_at_modes(self) -> bool:
+        """Whether there is a stage with latents at their modes before those that were asked for."""
+        asked = self.options.inference != "map"
+        return asked and self.start is None and self.energy.starts_at_modes
+
+    def _first_flow(self) -> ConditionalFlow:
+        guess = self._first_guess(self.rows.x)
+        return self._modes(*guess) if self._starts_at_modes else self._asked_flow(*guess)
+
+    def _flow_of(self, stage: Stage) -> ConditionalFlow:
+        """What follows the latents in ``stage``; what was asked for starts where modes ended."""
+        flow = self.conditional
+        if self._starts_at_modes and isinstance(flow, PointEstimates) and not stage.at_modes:
+            self.conditional = self._asked_flow(flow.location, flow.covariance)
+        return self.conditional
+
+    def _modes(
+        self, mean: Tensor, covariance: Tensor, step_size: float | str = "auto"
+    ) -> PointEstimates:
+        n_steps = self.options.n_steps
+        return PointEstimates(mean, covariance, n_steps=n_steps, step_size=step_size)
+
+    def _asked_flow(self, mean: Tensor, covariance: Tensor) -> ConditionalFlow:
         options = self.options
-        mean, covariance = self._first_guess(self.rows.x)
         if options.inference == "map":
-            return PointEstimates(
-                mean, covariance, n_steps=options.n_steps, step_size=options.step_size
-            )
+            return self._modes(mean, covariance, options.step_size)
         if options.inference == "variational":
             return GaussianPosteriors(
                 mean,
@@ -309,8 +332,10 @@ class Trainer:
         first = max(1, round(energy.reference_share * total)) if tilt else total
         # The shortest fits, too, learn all there is to learn.
         last = max(1, round(_MIXING_SHARE * first)) if mixing and first > 1 else 0
+        start = round(_START_SHARE * first) if self._starts_at_modes else 0
         stages = [
-            Stage("reference", reference, first - last, 1.0, False),
+            Stage("start", reference, start, 1.0, False, at_modes=True),
+            Stage("reference", reference, first - start - last, 1.0, False),
             Stage("mixing", mixing, last, 1.0, False),
             Stage("tilt", tilt, total - first, _TILT_RATE[self.options.dynamics], True),
         ]
@@ -358,7 +383,7 @@ class Trainer:
         saddle = Saddle(
             self.energy,
             self.rows,
-            self.conditional,
+            self._flow_of,
             self.pool,
             schedule=Schedule(
                 learning_rate=options.learning_rate,

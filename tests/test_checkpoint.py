@@ -95,6 +95,21 @@ def test_interrupted_at_an_evaluation(X, path, uninterrupted, monkeypatch, after
     assert not path.exists()
 
 
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_interrupted_at_the_modes_or_after_them(X, path, monkeypatch, after):
+    """Latents are followed by other means in the first stage than in the second."""
+
+    def isotropic(**params):
+        return quick(energy=TiltedEnergy((8,), (8,), noise="isotropic"), **params)
+
+    expected = isotropic().fit(X)
+    stages = [row["stage"] for row in expected.history_]
+    assert stages[:4] == ["start", "start", "reference", "reference"]
+    interrupt(monkeypatch, Reporter, "__call__", after)
+    model = interrupted(isotropic(checkpoint=path), X)
+    assert_same_fit(model.fit(X), expected, X)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [(Saddle, "update", 3), (Saddle, "update", 28), (Trainer, "_finish", 0)],

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import multivariate_normal
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
@@ -80,21 +81,37 @@ def test_an_unbounded_tilt_does_not_fool_the_score(seed, early_stopping):
 
 
 @pytest.mark.parametrize(
-    ("n_components", "mixing", "wanted"),
+    ("n_components", "settings", "inference", "wanted"),
     [
-        (1, "auto", ["reference", "mixing", "tilt"]),
-        (1, False, ["reference", "tilt"]),
-        (2, True, ["tilt"]),
+        (1, {}, "langevin", ["reference", "mixing", "tilt"]),
+        (1, {"mixing": False}, "langevin", ["reference", "tilt"]),
+        (2, {"mixing": True}, "langevin", ["tilt"]),
+        (1, {"noise": "isotropic"}, "langevin", ["start", "reference", "tilt"]),
+        (1, {"noise": "isotropic"}, "variational", ["start", "reference", "tilt"]),
+        (1, {"noise": "isotropic"}, "map", ["reference", "tilt"]),
+        (2, {"noise": "isotropic"}, "langevin", ["tilt"]),
     ],
 )
-def test_stages_and_history(moons, seed, n_components, mixing, wanted):
-    """The reference is learned first; as many latents as features leave it where it starts."""
+def test_stages_and_history(moons, seed, n_components, settings, inference, wanted):
+    """The reference is learned first; as many latents as features leave it where it starts.
+
+    With isotropic noise it starts at the modes of the latents, where they are always at them.
+    """
     train, _ = moons
-    energy = TiltedEnergy(mixing=mixing)
-    model = LVEBMEstimator(n_components, energy=energy, max_iter=100, random_state=seed).fit(train)
+    model = LVEBMEstimator(
+        n_components,
+        energy=TiltedEnergy(**settings),
+        inference=inference,
+        max_iter=100,
+        random_state=seed,
+    ).fit(train)
     stages = [row["stage"] for row in model.history_]
     assert [name for name, _ in itertools.groupby(stages)] == wanted
     assert all(np.isnan(r["energy_gap"]) for r in model.history_ if r["stage"] != "tilt")
+    # Particles are accepted or not, and start where the modes ended.
+    moves = {r["stage"]: r["acceptance_conditional"] for r in model.history_}
+    if inference == "langevin":
+        assert {name for name, share in moves.items() if np.isnan(share)} == {"start"} & set(wanted)
     # A stage without improvement ends early.
     assert model.history_[-1]["n_iter"] == model.n_iter_ <= 100
     assert {"energy_gap", "acceptance_sweep", "acceptance_conditional"} <= set(model.diagnostics_)
@@ -126,6 +143,33 @@ def test_the_best_state_is_the_one_kept(moons, seed):
     # The same state, evaluated twice with chains that moved on in between.
     for before, after in itertools.pairwise(found):
         assert after[0] == pytest.approx(max(before), abs=0.25)
+
+
+def test_the_start_is_where_its_modes_end(generator):
+    """Its last state goes on; its best is kept until the next stage has a better one."""
+    energy = LinearEnergy().build(2, 1, generator=generator)
+    stage = Stage("start", list(energy.parameters()), 10, 1.0, False, at_modes=True)
+    settings = {"learning_rate": 0.1, "weight_decay": 0.0, "tol": 0.01, "patience": 1}
+    start = Run(stage, energy, **settings)
+    at_first, moved = start.average.reference.loc.clone(), torch.ones(2)
+    start.keeper.note(0.0)
+    start.average.reference.loc.data.copy_(moved)
+    for _ in range(5):
+        start.keeper.note(-1.0)
+    # It has one length, whatever the likelihood.
+    assert not start.is_over
+    assert start.is_settled
+    torch.testing.assert_close(start.state["reference.loc"], moved)
+
+    energy.load_state_dict(start.state)
+    then = Run(stage._replace(name="reference", at_modes=False), energy, **settings)
+    then.keeper.begin_with(start.keeper)
+    then.keeper.note(-1.0)
+    # The first evaluation of a stage is what it is to improve on.
+    assert not then.is_over
+    torch.testing.assert_close(then.state["reference.loc"], at_first)
+    then.keeper.note(0.5)
+    torch.testing.assert_close(then.state["reference.loc"], moved)
 
 
 def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):

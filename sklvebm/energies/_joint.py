@@ -50,6 +50,11 @@ class JointEnergy(nn.Module):
         return not isinstance(self.tilt, ModuleTilt)
 
     @property
+    def starts_at_modes(self) -> bool:
+        """Whether p_0 is learned, and at first from the modes of the latents."""
+        return self.reference_share > 0 and self.reference.starts_at_modes
+
+    @property
     def is_gaussian(self) -> bool:
         """Whether E is linear-Gaussian, so that posterior and evidence have closed forms."""
         return self.tilt is None and self.reference.is_linear
