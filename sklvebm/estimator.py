@@ -135,8 +135,8 @@ class LVEBMEstimator(
         propose from the reference and from Gaussians fitted to the data. "ula": the unadjusted
         Langevin steps of [1]_ and nothing else, whose stationary laws are biased by O(step size).
     max_iter : int or "auto", default="auto"
-        Largest number of parameter updates, over all stages (reference, mixing, tilt). "auto" is
-        three a row, within 1,500 and 3,000.
+        Largest number of parameter updates, over all stages (start, reference, mixing, tilt; see
+        :class:`~sklvebm.energies.TiltedEnergy`). "auto" is three a row, within 1,500 and 3,000.
     batch_size : int, default=64
         Rows an update.
     n_particles : int, default=2

@@ -17,7 +17,7 @@ class TrainingDisplay:
     """Held-out log-likelihood, energy gap and acceptances over the parameter updates.
 
     The stages of training are shaded in turn and named at the top; a ring marks the evaluation
-    whose state each stage kept, the best one. Panels without a finite value are left out: there is
+    whose state each stage kept, the best one. Start and reference keep one. Panels without a finite value are left out: there is
     no held-out log-likelihood without early stopping, and no energy gap without a tilt.
 
     Parameters
@@ -25,7 +25,7 @@ class TrainingDisplay:
     n_iter : ndarray of shape (n_evaluations,)
         Updates made before each evaluation.
     stages : ndarray of str of shape (n_evaluations,)
-        "reference", "mixing", "tilt" or "joint".
+        "start", "reference", "mixing", "tilt" or "joint".
     log_likelihood : ndarray of shape (n_evaluations,)
         Held-out log-likelihood in nats a row, of standardised rows as in ``history_``; NaN where
         there is none. ``score`` differs by the units, and takes log Z from more draws.
@@ -153,8 +153,7 @@ class TrainingDisplay:
 
     def _runs(self) -> list[NDArray]:
         """Indices of the evaluations of each stage, in order."""
-        changes = np.flatnonzero(self.stages[1:] != self.stages[:-1]) + 1
-        return np.split(np.arange(len(self.stages)), changes)
+        return _split(self.stages)
 
     def _draw(self, ax: Any, series: dict[str, NDArray], kwargs: dict) -> None:
         for i, (name, values) in enumerate(series.items()):
@@ -193,13 +192,19 @@ class TrainingDisplay:
             ax.axvspan(self.n_iter[run[0]], self.n_iter[run[-1]], color="0.92", lw=0, zorder=-1)
 
     def _mark_kept(self, ax: Any) -> list[Any]:
-        """Rings around the best evaluation of each stage."""
+        """Rings around the best evaluation of each stage, of start and reference together."""
+        runs = _split(np.where(self.stages == "start", "reference", self.stages))
         kept = [
             run[np.nanargmax(self.log_likelihood[run])]
-            for run in self._runs()
+            for run in runs
             if np.isfinite(self.log_likelihood[run]).any()
         ]
         look = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
         return ax.plot(
             self.n_iter[kept], self.log_likelihood[kept], color="black", label="kept", **look
         )
+
+
+def _split(names: NDArray) -> list[NDArray]:
+    """Indices of each stretch of equal ``names (n,)``, in order."""
+    return np.split(np.arange(len(names)), np.flatnonzero(names[1:] != names[:-1]) + 1)

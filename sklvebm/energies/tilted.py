@@ -41,8 +41,9 @@ class TiltedEnergy(EnergySpec):
 
     What a feature's noise explains, the latents need not. ``noise="isotropic"`` gives all features
     the same: p_0 is then x = g(z) + σε, probabilistic PCA with a network for its mean, whose
-    likelihood weighs the squared errors of all features and rows alike. Latents then reconstruct
-    more, and the likelihood of the fitted model is mostly lower.
+    likelihood weighs the squared errors of all features and rows alike. It is learned from the
+    modes of the latents at first, for a fifteenth of its updates, lest g folds. Latents then
+    reconstruct more, and the likelihood of the fitted model is mostly lower.
 
     Parameters
     ----------
