@@ -159,7 +159,7 @@ class Trainer:
             load_arrays(self.energy, self.group.from_first(lambda: state_to_arrays(self.energy)))
         self.noise = Noise(self.group.generator(self.generator))
         self.rows, self._row_share = self._share_out(self.rows)
-        self.conditional = self._first_flow()
+        self.conditional = self._conditional_flow(at_modes=self._starts_at_modes)
         self.pool = self._pool()
         self._evaluation_seed = self._seed()
         self.held_out = None if held_out is None else self._followed(held_out)
@@ -245,27 +245,20 @@ class Trainer:
         asked = self.options.inference != "map"
         return asked and self.start is None and self.energy.starts_at_modes
 
-    def _first_flow(self) -> ConditionalFlow:
-        guess = self._first_guess(self.rows.x)
-        return self._modes(*guess) if self._starts_at_modes else self._asked_flow(*guess)
-
     def _flow_of(self, stage: Stage) -> ConditionalFlow:
-        """What follows the latents in ``stage``; what was asked for starts where modes ended."""
-        flow = self.conditional
-        if self._starts_at_modes and isinstance(flow, PointEstimates) and not stage.at_modes:
-            self.conditional = self._asked_flow(flow.location, flow.covariance)
+        """What follows the latents in ``stage``: after the modes, what was asked for."""
+        begins = self._starts_at_modes and isinstance(self.conditional, PointEstimates)
+        if begins and not stage.at_modes:
+            self.conditional = self._conditional_flow(at_modes=False)
         return self.conditional
 
-    def _modes(
-        self, mean: Tensor, covariance: Tensor, step_size: float | str = "auto"
-    ) -> PointEstimates:
-        n_steps = self.options.n_steps
-        return PointEstimates(mean, covariance, n_steps=n_steps, step_size=step_size)
-
-    def _asked_flow(self, mean: Tensor, covariance: Tensor) -> ConditionalFlow:
+    def _conditional_flow(self, *, at_modes: bool) -> ConditionalFlow:
+        """Latents of all rows at a first guess, and what moves them from there."""
         options = self.options
-        if options.inference == "map":
-            return self._modes(mean, covariance, options.step_size)
+        mean, covariance = self._first_guess(self.rows.x)
+        if at_modes or options.inference == "map":
+            step_size = "auto" if at_modes else options.step_size
+            return PointEstimates(mean, covariance, n_steps=options.n_steps, step_size=step_size)
         if options.inference == "variational":
             return GaussianPosteriors(
                 mean,

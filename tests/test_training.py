@@ -108,7 +108,7 @@ def test_stages_and_history(moons, seed, n_components, settings, inference, want
     stages = [row["stage"] for row in model.history_]
     assert [name for name, _ in itertools.groupby(stages)] == wanted
     assert all(np.isnan(r["energy_gap"]) for r in model.history_ if r["stage"] != "tilt")
-    # Particles are accepted or not, and start where the modes ended.
+    # Particles are accepted or not; modes climb.
     moves = {r["stage"]: r["acceptance_conditional"] for r in model.history_}
     if inference == "langevin":
         assert {name for name, share in moves.items() if np.isnan(share)} == {"start"} & set(wanted)

@@ -82,8 +82,8 @@ class FreshNoSweeps(FreshPool, NoSweeps):
 class FreshTrainer(Trainer):
     """Training with conditional particles that restart from the initial PPCA's posterior."""
 
-    def _asked_flow(self, mean, covariance):
-        flow = super()._asked_flow(mean, covariance)
+    def _conditional_flow(self, *, at_modes):
+        flow = super()._conditional_flow(at_modes=at_modes)
         flow.__class__ = FreshParticles
         with torch.no_grad():
             flow.guess, covariance = self.energy.reference.linear_posterior(self.rows.x)
