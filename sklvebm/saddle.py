@@ -152,7 +152,6 @@ class Saddle:
         # The last good state, and the stage that is trained: of no meaning before one begins.
         self._good: dict[str, Any] = {}
         self._index = 0
-        self._before: Run | None = None
 
     def _recorded(self, function: Callable[..., Any], run: Run, owner: Stateful) -> Recorded:
         return Recorded(partial(function, run), owner, self.generator, active=self._records)
@@ -264,7 +263,6 @@ class Saddle:
             self._move.forget()
             self._learn.forget()
         self.energy.load_state_dict(run.state)
-        self._before = run
         self.outcome.converged &= run.is_settled and not self.outcome.stopped
 
     def _updates(self, run: Run) -> None:
@@ -310,8 +308,6 @@ class Saddle:
         return gap
 
     def _begin(self, run: Run) -> None:
-        if self._before is not None and self._before.stage.at_modes:
-            run.keeper.begin_with(self._before.keeper)
         self._good = self._changing()
         self._assess(run, math.nan)
         self.outcome.gaps = []

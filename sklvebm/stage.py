@@ -25,7 +25,7 @@ class Stage(NamedTuple):
 
     ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
     Without one f ≡ 0. ``at_modes`` says that latents are followed by their modes: where they end is
-    a start for the stage after it, which keeps the best state of both.
+    where the next stage starts, however likely that is.
     """
 
     name: str
@@ -56,17 +56,14 @@ class Keeper(Stateful):
         self.best_state: dict[str, Tensor] | None = None
         self.n_stale = 0
 
-    def begin_with(self, other: Keeper) -> None:
-        """Keep the best state of ``other`` until there is a better one."""
-        self.best, self.best_state = other.best, other.best_state
-
     def note(self, value: float) -> None:
         """Compare the current average, which scores ``value``, with the best."""
-        if value > self.improved + self.tol or self.improved == -math.inf:
+        first = self.best_state is None
+        if value > self.improved + self.tol or first:
             self.improved, self.n_stale = value, 0
         else:
             self.n_stale += 1
-        if value > self.best or self.best_state is None:
+        if value > self.best or first:
             self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
 
     @property

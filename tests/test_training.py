@@ -145,31 +145,19 @@ def test_the_best_state_is_the_one_kept(moons, seed):
         assert after[0] == pytest.approx(max(before), abs=0.25)
 
 
-def test_the_start_is_where_its_modes_end(generator):
-    """Its last state goes on; its best is kept until the next stage has a better one."""
+def test_the_start_ends_where_its_modes_lead(generator):
+    """It has one length, and its last state goes on, whatever its likelihood."""
     energy = LinearEnergy().build(2, 1, generator=generator)
     stage = Stage("start", list(energy.parameters()), 10, 1.0, False, at_modes=True)
-    settings = {"learning_rate": 0.1, "weight_decay": 0.0, "tol": 0.01, "patience": 1}
-    start = Run(stage, energy, **settings)
-    at_first, moved = start.average.reference.loc.clone(), torch.ones(2)
-    start.keeper.note(0.0)
-    start.average.reference.loc.data.copy_(moved)
+    run = Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=1)
+    run.keeper.note(0.0)
+    moved = torch.ones(2)
+    run.average.reference.loc.data.copy_(moved)
     for _ in range(5):
-        start.keeper.note(-1.0)
-    # It has one length, whatever the likelihood.
-    assert not start.is_over
-    assert start.is_settled
-    torch.testing.assert_close(start.state["reference.loc"], moved)
-
-    energy.load_state_dict(start.state)
-    then = Run(stage._replace(name="reference", at_modes=False), energy, **settings)
-    then.keeper.begin_with(start.keeper)
-    then.keeper.note(-1.0)
-    # The first evaluation of a stage is what it is to improve on.
-    assert not then.is_over
-    torch.testing.assert_close(then.state["reference.loc"], at_first)
-    then.keeper.note(0.5)
-    torch.testing.assert_close(then.state["reference.loc"], moved)
+        run.keeper.note(-1.0)
+    assert not run.is_over
+    assert run.is_settled
+    torch.testing.assert_close(run.state["reference.loc"], moved)
 
 
 def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):

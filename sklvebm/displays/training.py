@@ -17,9 +17,9 @@ class TrainingDisplay:
     """Held-out log-likelihood, energy gap and acceptances over the parameter updates.
 
     The stages of training are shaded in turn and named at the top; a ring marks the evaluation
-    whose state each stage kept, the best one; start and reference keep one between them. Panels
-    without a finite value are left out: there is no held-out log-likelihood without early stopping,
-    and no energy gap without a tilt.
+    whose state each stage kept, the best one; a start keeps its last. Panels without a finite value
+    are left out: there is no held-out log-likelihood without early stopping, and no energy gap
+    without a tilt.
 
     Parameters
     ----------
@@ -154,7 +154,8 @@ class TrainingDisplay:
 
     def _runs(self) -> list[NDArray]:
         """Indices of the evaluations of each stage, in order."""
-        return _split(self.stages)
+        changes = np.flatnonzero(self.stages[1:] != self.stages[:-1]) + 1
+        return np.split(np.arange(len(self.stages)), changes)
 
     def _draw(self, ax: Any, series: dict[str, NDArray], kwargs: dict) -> None:
         for i, (name, values) in enumerate(series.items()):
@@ -193,19 +194,13 @@ class TrainingDisplay:
             ax.axvspan(self.n_iter[run[0]], self.n_iter[run[-1]], color="0.92", lw=0, zorder=-1)
 
     def _mark_kept(self, ax: Any) -> list[Any]:
-        """Rings around the best evaluation of each stage, of start and reference together."""
-        runs = _split(np.where(self.stages == "start", "reference", self.stages))
+        """Rings around the best evaluation of each stage that keeps it."""
         kept = [
             run[np.nanargmax(self.log_likelihood[run])]
-            for run in runs
-            if np.isfinite(self.log_likelihood[run]).any()
+            for run in self._runs()
+            if np.isfinite(self.log_likelihood[run]).any() and self.stages[run[0]] != "start"
         ]
         look = {"linestyle": "none", "marker": "o", "markersize": 9, "markerfacecolor": "none"}
         return ax.plot(
             self.n_iter[kept], self.log_likelihood[kept], color="black", label="kept", **look
         )
-
-
-def _split(names: NDArray) -> list[NDArray]:
-    """Indices of each stretch of equal ``names (n,)``, in order."""
-    return np.split(np.arange(len(names)), np.flatnonzero(names[1:] != names[:-1]) + 1)
