@@ -48,8 +48,8 @@ _JOINT_RATE = 1 / 10
 # along with it, A explains what could pass through the latents. It is soon learned: a fifth
 # is no better.
 _MIXING_SHARE = 1 / 15
-# Share of the reference's updates in which the latents of each row are at their mode. Longer, and
-# the likelihood that is to come suffers.
+# Share of the reference's updates in which the latents of each row are at their mode: twice as many
+# are no better.
 _START_SHARE = 1 / 15
 # Updates in which the whole pool takes a Langevin step once. All of it is swept at every update:
 # members that lag behind the tilt bias its gradient.
