@@ -70,6 +70,11 @@ class HeldOut(Stateful):
         Of the draws, the same at every evaluation: their differences are less noisy.
     noise : Noise
         Of the candidates, new at every evaluation.
+
+    Attributes
+    ----------
+    log_evidence : Tensor of shape (n,)
+        log ∫ exp(−E(x, z)) dz of each row as the last evaluation found it; empty before the first.
     """
 
     STATE = ("modes",)
@@ -78,6 +83,7 @@ class HeldOut(Stateful):
         self, rows: Rows, modes: Tensor, *, n_heavy: int | None, seed: int, noise: Noise
     ) -> None:
         self.rows, self.modes = rows, modes
+        self.log_evidence = modes.new_empty(0)
         self.n_heavy, self.seed, self.noise = n_heavy, seed, noise
 
     def evaluate(
@@ -94,6 +100,7 @@ class HeldOut(Stateful):
         """
         x, fixed = self.rows.x, Noise(generator_from_seed(self.seed, self.rows.x.device))
         posterior = self.posterior(energy, covariance, fixed)
+        self.log_evidence = posterior.log_evidence
         log_z = 0.0
         if members is not None:
             members = _settled(members, energy, pool, fixed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -151,14 +152,21 @@ class Pilots:
             device=self.device,
             max_evaluations=max(1, n_updates // _BETWEEN),
         )
-        if trainer.held_out is None:
+        held_out = trainer.held_out
+        if held_out is None:
             return None
+        found = []
+
+        def note(row: dict, snapshot: Callable) -> bool:
+            found.append((row["log_likelihood"], held_out.log_evidence))
+            return False
+
         with warnings.catch_warnings():
             # Of a state that diverged and came back: the fit will tell what it meets itself.
             warnings.simplefilter("ignore")
-            trainer.train(lambda row, snapshot: False)
-        rows = trainer.held_out.rows
-        answers = rows.x, rows.weight, trainer.held_out_evidence()
+            trainer.train(note)
+        _, log_prob = max(found, key=lambda each: each[0])
+        answers = held_out.rows.x, held_out.rows.weight, log_prob
         return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))
 
 

@@ -152,6 +152,8 @@ class Saddle:
         # The last good state, and the stage that is trained: of no meaning before one begins.
         self._good: dict[str, Any] = {}
         self._index = 0
+        # Of the state that the last stage left: held-out rows need not be asked about it again.
+        self._found: float | None = None
 
     def _recorded(self, function: Callable[..., Any], run: Run, owner: Stateful) -> Recorded:
         return Recorded(partial(function, run), owner, self.generator, active=self._records)
@@ -263,6 +265,7 @@ class Saddle:
             self._move.forget()
             self._learn.forget()
         self.energy.load_state_dict(run.state)
+        self._found = run.found
         self.outcome.converged &= run.is_settled and not self.outcome.stopped
 
     def _updates(self, run: Run) -> None:
@@ -309,7 +312,9 @@ class Saddle:
 
     def _begin(self, run: Run) -> None:
         self._good = self._changing()
-        self._assess(run, math.nan)
+        # Where a stage follows another f is zero.
+        known = None if self._found is None else Evaluation(self._found, 0.0)
+        self._assess(run, math.nan, known)
         self.outcome.gaps = []
         if run.stage.uses_pool:
             self._propose_from_data()
@@ -354,16 +359,19 @@ class Saddle:
         self._good = saved["good"]
         self.generator.set_state(saved["generator"])
 
-    def _assess(self, run: Run, gap: float) -> None:
-        """Evaluate the average, where there are held-out rows, and enter it into the history."""
-        evaluation = None
+    def _assess(self, run: Run, gap: float, evaluation: Evaluation | None = None) -> None:
+        """Evaluate the average, where there are held-out rows, and enter it into the history.
+
+        ``evaluation`` is what is known of it already.
+        """
         if self.group.size > 1:
             # Between evaluations each rank adapts to its own rows. Metropolis-adjusted chains are
             # exact with any steps; unadjusted ones must share a bias, and all are to be efficient.
             self.conditional.align(self.group.mean)
             self.pool.align(self.group.mean)
-        if self.evaluate is not None:
+        if evaluation is None and self.evaluate is not None:
             evaluation = self.evaluate(run.shown, run.stage.uses_pool)
+        if evaluation is not None:
             run.keeper.note(evaluation.log_likelihood)
         self._record(run.stage, gap, evaluation, run.average)
 

@@ -147,6 +147,12 @@ class Run(Stateful):
         return self.average.state_dict() if self.stage.at_modes else self.keeper.state
 
     @property
+    def found(self) -> float | None:
+        """Held-out log-likelihood of :attr:`state`; None where nobody has asked."""
+        asked = self.keeper.best_state is not None and not self.stage.at_modes
+        return self.keeper.best if asked else None
+
+    @property
     def rate(self) -> float:
         """Learning rate of the coming update: the optimizer's at first, by a cosine to zero."""
         share = 0.5 * (1 + math.cos(math.pi * self.step / self.stage.n_updates))

@@ -458,12 +458,6 @@ class Trainer:
     def _held_out_state(self) -> dict[str, Any]:
         return {} if self.held_out is None else {"held_out": self.held_out.state_dict()}
 
-    def held_out_evidence(self) -> Tensor:
-        """log ∫ exp(−E(x, z)) dz of each held-out row, ``(n,)``, as evaluations find it."""
-        assert self.held_out is not None
-        noise = Noise(generator_from_seed(self._evaluation_seed, self.device))
-        return self.held_out.posterior(self.energy, self.conditional.covariance, noise).log_evidence
-
     def _evaluate(self, energy: JointEnergy, uses_pool: bool) -> Evaluation:
         """Mean log p of the held-out rows as rank 0 finds it, with the pool of all ranks."""
         held_out, pool = self.held_out, self.pool
