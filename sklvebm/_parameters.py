@@ -26,8 +26,10 @@ _NOT_NEGATIVE = ("tol",)
 _DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
 # Small tables are learned, and over-learned, in fewer updates (docs/choices.md).
 _UPDATES_A_ROW, _FEWEST_UPDATES, _MOST_UPDATES = 3, 1500, 3000
-# An unadjusted chain takes short steps, so it takes more of them.
+# An unadjusted chain takes short steps, so it takes more of them. Beside a pool the energy changes
+# slowly, and half of the adjusted ones follow it as well (docs/choices.md).
 _DEFAULT_STEPS = {"mala": 4, "ula": 10}
+_DEFAULT_STEPS_BESIDE_POOL = {"mala": 2, "ula": 10}
 
 
 def default_components(n_features: int) -> int:
@@ -83,9 +85,13 @@ def checked_options(
     options["n_components"] = (
         default_components(n_features) if k is None else _integer("n_components", k, 1)
     )
-    options["n_steps"] = (
-        _DEFAULT_STEPS[options["dynamics"]] if n_steps is None else _integer("n_steps", n_steps, 1)
-    )
+    for name, defaults in (
+        ("n_steps", _DEFAULT_STEPS),
+        ("n_steps_beside_pool", _DEFAULT_STEPS_BESIDE_POOL),
+    ):
+        options[name] = (
+            defaults[options["dynamics"]] if n_steps is None else _integer("n_steps", n_steps, 1)
+        )
     return options
 
 

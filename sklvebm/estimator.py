@@ -142,9 +142,10 @@ class LVEBMEstimator(
     n_particles : int, default=2
         Latent particles a row. ``inference="map"`` has one point whatever this says.
     n_steps : int or None, default=None
-        Steps of a row's latents before each visit; None takes 4 for "mala" and 10 for "ula". Under
-        "ula" the joint pool takes as many an update, else one and an independence sweep.
-    pool_size : int, default=1024
+        Steps of a row's latents before each visit; None takes 10 for "ula", and for "mala" 4, or 2
+        while the tilt is learned. Under "ula" the joint pool takes as many an update, else one and
+        an independence sweep.
+    pool_size : int, default=512
         Number of joint negatives.
     step_size : float or "auto", default="auto"
         Langevin step size of both flows, in the coordinates they move in (preconditioned latents;
@@ -161,7 +162,7 @@ class LVEBMEstimator(
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
         Evaluations without improvement after which the tilt stage stops; the stages before, whose
-        likelihood has no noise of log Z, stop after a third as many. There are twenty evaluations
+        likelihood has no noise of log Z, stop after a quarter as many. There are twenty evaluations
         in ``max_iter`` updates, and five updates or more between two.
     validation_fraction : float, default=0.1
         Share of the distinct rows held out for stopping: never fewer than 20 or, in small tables,
@@ -269,7 +270,7 @@ class LVEBMEstimator(
         batch_size=64,
         n_particles=2,
         n_steps=None,
-        pool_size=1024,
+        pool_size=512,
         step_size="auto",
         learning_rate=1e-2,
         weight_decay="auto",

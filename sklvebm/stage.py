@@ -15,7 +15,7 @@ from .state import Stateful
 
 # The likelihood of the reference is exact, and has turned where it turns; that of the tilt has the
 # noise of log Z and of a pool, and gets more evaluations before it is given up.
-_PATIENCE_WITHOUT_POOL = 1 / 3
+_PATIENCE_WITHOUT_POOL = 1 / 4
 # γ of the average of the parameters: it remembers about the last quarter of a stage's updates.
 _AVERAGING = 3.0
 
@@ -93,7 +93,7 @@ class Run(Stateful):
     learning_rate, weight_decay : float
     tol : float
     patience : int
-        As in :class:`Keeper`; a third of it for a stage without a pool.
+        As in :class:`Keeper`; a quarter of it for a stage without a pool.
     """
 
     STATE = ("average", "optimizer", "keeper", "step", "last", "recoveries")

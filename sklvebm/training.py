@@ -66,7 +66,10 @@ _POOL_STEPS = 1
 
 @dataclass(frozen=True)
 class Options:
-    """The estimator's validated parameters that training reads, under the same names."""
+    """The estimator's validated parameters that training reads, under the same names.
+
+    ``n_steps_beside_pool`` is ``n_steps`` where a stage has a pool.
+    """
 
     n_components: int
     inference: str
@@ -75,6 +78,7 @@ class Options:
     batch_size: int
     n_particles: int
     n_steps: int
+    n_steps_beside_pool: int
     pool_size: int
     step_size: float | str
     learning_rate: float
@@ -247,9 +251,12 @@ class Trainer:
 
     def _flow_of(self, stage: Stage) -> ConditionalFlow:
         """What follows the latents in ``stage``: after the modes, what was asked for."""
+        options = self.options
         begins = self._starts_at_modes and isinstance(self.conditional, PointEstimates)
         if begins and not stage.at_modes:
             self.conditional = self._conditional_flow(at_modes=False)
+        n_steps = options.n_steps_beside_pool if stage.uses_pool else options.n_steps
+        self.conditional.n_steps = n_steps
         return self.conditional
 
     def _conditional_flow(self, *, at_modes: bool) -> ConditionalFlow:

@@ -312,7 +312,7 @@ class TestWhoseItIs:
     def test_the_same_fit_in_other_words(self, X, kept, uninterrupted):
         """The order of the rows, how much is printed, and defaults spelled out say nothing."""
         path, _ = kept
-        model = quick(checkpoint=path, n_steps=4, batch_size=2, weight_decay=3.0)
+        model = quick(checkpoint=path, batch_size=2, weight_decay=3.0)
         assert_same_fit(model.fit(X[::-1]), uninterrupted, X)
 
     @pytest.mark.parametrize("where", [0.3, 0.6, 0.999])

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklvebm import LVEBMEstimator, TiltedEnergy
 from sklvebm.energies import LinearEnergy
 from sklvebm.reference import MAX_TAIL
+from sklvebm.saddle import Saddle
 from sklvebm.stage import Run, Stage
 
 # Minus the entropy of make_moons(noise=.1), in nats: no density scores above it on average.
@@ -132,17 +133,46 @@ def test_correlation_that_the_latent_leaves_goes_to_the_residuals(rng, seed):
     assert short[True] < 0.5 * short[False]
 
 
-def test_the_best_state_is_the_one_kept(moons, seed):
-    """A stage starts from the best state of the one before, not from its last."""
+def test_the_best_state_is_the_one_kept(moons, seed, monkeypatch):
+    """A stage starts from the best state of the one before, not from its last.
+
+    What held-out rows said of it then goes on with it; here they are asked again.
+    """
     train, _ = moons
+    again, begin = [], Saddle._begin
+
+    def asked(saddle, run):
+        begin(saddle, run)
+        again.append(saddle.evaluate(run.shown, run.stage.uses_pool).log_likelihood)
+
+    monkeypatch.setattr(Saddle, "_begin", asked)
     model = LVEBMEstimator(1, max_iter=300, learning_rate=0.05, random_state=seed).fit(train)
     found = [
         [r["log_likelihood"] for r in rows]
         for _, rows in itertools.groupby(model.history_, key=operator.itemgetter("stage"))
     ]
-    # The same state, evaluated twice with chains that moved on in between.
-    for before, after in itertools.pairwise(found):
-        assert after[0] == pytest.approx(max(before), abs=0.25)
+    for (before, after), value in zip(itertools.pairwise(found), again[1:], strict=True):
+        assert after[0] == max(before)
+        # The same state, evaluated twice with chains that moved on in between.
+        assert value == pytest.approx(after[0], abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [({}, [4, 4, 2]), ({"n_steps": 3}, [3, 3, 3]), ({"dynamics": "ula"}, [10, 10, 10])],
+)
+def test_latents_take_fewer_steps_beside_a_pool(moons, seed, monkeypatch, params, wanted):
+    """Where nobody says how many, and a Metropolis test keeps them exact."""
+    train, _ = moons
+    taken, updates = [], Saddle._updates
+
+    def noted(saddle, run):
+        taken.append(saddle.conditional.n_steps)
+        updates(saddle, run)
+
+    monkeypatch.setattr(Saddle, "_updates", noted)
+    LVEBMEstimator(1, max_iter=30, random_state=seed, **params).fit(train)
+    assert taken == wanted
 
 
 def test_the_start_ends_where_its_modes_lead(generator):
@@ -169,10 +199,10 @@ def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):
 
 
 @pytest.mark.parametrize(
-    ("patience", "uses_pool", "expected"), [(12, True, 12), (12, False, 4), (1, False, 1)]
+    ("patience", "uses_pool", "expected"), [(12, True, 12), (12, False, 3), (1, False, 1)]
 )
 def test_an_exact_likelihood_is_given_up_sooner(generator, patience, uses_pool, expected):
-    """A stage without a pool stops after a third as many evaluations without improvement."""
+    """A stage without a pool stops after a quarter as many evaluations without improvement."""
     energy = LinearEnergy().build(2, 1, generator=generator)
     stage = Stage("any", list(energy.parameters()), 10, 1.0, uses_pool)
     run = Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=patience)
