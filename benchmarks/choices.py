@@ -103,16 +103,19 @@ CELLS = [
     ("wine", "weight_decay=0.3", {"weight_decay": 0.3}),
     ("wine", "max_iter=750", {"max_iter": 750}),
     ("wine", "pool_size=1024", {"pool_size": 1024}),
+    ("wine", "refit=True", {"refit": True}),
     ("diabetes", "defaults", {}),
     *marginals("diabetes"),
     ("diabetes", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("diabetes", "max_iter=750", {"max_iter": 750}),
+    ("diabetes", "refit=True", {"refit": True}),
     ("breast cancer", "defaults", {}),
     *marginals("breast cancer"),
     *marginals("wine red"),
     *marginals("wine white"),
     ("breast cancer", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
     ("breast cancer", "pool_size=1024", {"pool_size": 1024}),
+    ("breast cancer", "refit=True", {"refit": True}),
     *(
         cell
         for name in OTHERS

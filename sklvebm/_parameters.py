@@ -63,6 +63,7 @@ def checked_options(
     options: dict[str, Any] = {
         "early_stopping": _flag("early_stopping", parameters["early_stopping"])
     }
+    options["refit"] = _flag("refit", parameters["refit"])
     _flag("warm_start", parameters["warm_start"])
     _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .distributed import Group
 
-_FORMAT = b"sklvebm checkpoint 2\n"
+_FORMAT = b"sklvebm checkpoint 3\n"
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,13 @@ from .energies import EnergySpec, as_spec
 from .marginals import MarginalMaps
 from .model import Model
 from .pilot import Pilots
-from .saddle import DivergenceError
+from .saddle import DivergenceError, Outcome
 from .training import Options, Result, Trainer
 from .units import Units
 
 _MARGINALS = ("auto", "gaussian", "mixture")
+
+Keep = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 class Form(NamedTuple):
@@ -171,31 +174,56 @@ class Fit:
             if form.marginals != "gaussian":
                 screen.tell(f"marginals: {self.units.marginals}")
         x = self.units.to_model(X)
-        self._trainer = Trainer(
+        self._trainer_of = partial(
+            Trainer,
             x,
             weight,
             form.spec,
-            form.options,
             random_state=random_state,
             device=device,
             start=start,
             group=group,
             log_slope=self.units.log_slope(x),
         )
+        self._trainer = self._trainer_of(form.options)
+        self._refits = form.options.refit and self._trainer.held_out is not None
 
     @property
     def n_evaluations(self) -> int:
         """The most evaluations that there can be."""
-        return self._trainer.n_evaluations
+        return self._trainer.n_evaluations * (2 if self._refits else 1)
 
     def run(self, report: Callable[[dict, Callable[[], Result]], bool]) -> Result:
         """Train, and finish the model; ``report`` is as in :meth:`Trainer.run`."""
         try:
-            return self._trainer.run(report, keep=self._progress.keep, saved=self._progress.saved)
+            return self._run(report)
         except DivergenceError:
             # Going on from the file would end the same way.
             self.close()
             raise
+
+    def _run(self, report: Callable[[dict, Callable[[], Result]], bool]) -> Result:
+        trainer, saved = self._trainer, self._progress.saved
+        if not self._refits:
+            return trainer.run(report, keep=self._progress.keep, saved=saved)
+        found = None if saved is None else saved["searched"]
+        searched = Outcome()
+        if found is None:
+            searched = trainer.train(report, keep=self._kept_beside(None), saved=saved)
+            saved = None
+        else:
+            searched.load_state_dict(found)
+        if searched.stopped:
+            return trainer.result(searched)
+        again = self._trainer_of(
+            replace(self.form.options, early_stopping=False), searched=searched
+        )
+        return again.run(report, keep=self._kept_beside(searched.state_dict()), saved=saved)
+
+    def _kept_beside(self, searched: dict[str, Any] | None) -> Keep | None:
+        """Keeps what is asked for and ``searched``, what training with rows held out found."""
+        keep = self._progress.keep
+        return keep and (lambda common, own: keep(common | {"searched": searched}, own))
 
     def close(self) -> None:
         """What was found is safe: the file has no more to keep."""

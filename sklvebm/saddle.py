@@ -72,16 +72,18 @@ class Schedule:
 class Outcome(Stateful):
     """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool.
 
-    ``stopped`` says whether whoever is reported to asked to stop.
+    ``kept`` are the updates of each stage up to the state that was kept. ``stopped`` says whether
+    whoever is reported to asked to stop.
     """
 
-    STATE = ("n_iter", "converged", "stopped", "history", "gaps")
+    STATE = ("n_iter", "converged", "stopped", "history", "gaps", "kept")
 
     n_iter: int = 0
     converged: bool = True
     stopped: bool = False
     history: list[dict[str, float | int | str]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
 
 
 class Saddle:
@@ -111,6 +113,8 @@ class Saddle:
         The processes that train together: ``rows`` and ``pool`` are this one's.
     shares : tuple of float
         Shares of the weight of all rows, and of all negatives, that are this process's.
+    outcome : Outcome, optional
+        Of what was trained before, which is gone on with.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class Saddle:
         keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
         group: Group | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
+        outcome: Outcome | None = None,
     ) -> None:
         self.energy, self.rows = energy, rows
         self.flow_of, self.pool = flow_of, pool
@@ -134,7 +139,7 @@ class Saddle:
         self.evaluate, self.report, self.keep = evaluate, report, keep
         self.group = Group() if group is None else group
         self.shares = shares
-        self.outcome = Outcome()
+        self.outcome = Outcome() if outcome is None else outcome
         self._batch_size = min(schedule.batch_size, len(rows))
         self._passes = rows.batches(schedule.n_batches * self._batch_size, generator)
         # Batches whose latents have moved, and that no update was made from yet.
@@ -247,7 +252,7 @@ class Saddle:
 
     def run(self, stage: Stage, saved: dict[str, Any] | None = None) -> None:
         """Train one stage and leave the energy at its best (or last) averaged state."""
-        if stage.n_updates == 0 or not stage.parameters or self.outcome.stopped:
+        if stage.length == 0 or not stage.parameters or self.outcome.stopped:
             return
         self.conditional = self.flow_of(stage)
         run = self._new_run(stage)
@@ -266,6 +271,7 @@ class Saddle:
             self._learn.forget()
         self.energy.load_state_dict(run.state)
         self._found = run.found
+        self.outcome.kept[stage.name] = run.kept
         self.outcome.converged &= run.is_settled and not self.outcome.stopped
 
     def _updates(self, run: Run) -> None:
@@ -274,7 +280,7 @@ class Saddle:
             run.count()
             self.outcome.n_iter += 1
             due = run.step - run.last == self.schedule.evaluate_every
-            due |= run.step == run.stage.n_updates
+            due |= run.step == run.stage.length
             if due or len(self._unread) == self._read_every:
                 gap = self._read(run)
                 if gap is not None and due:
@@ -372,7 +378,7 @@ class Saddle:
         if evaluation is None and self.evaluate is not None:
             evaluation = self.evaluate(run.shown, run.stage.uses_pool)
         if evaluation is not None:
-            run.keeper.note(evaluation.log_likelihood)
+            run.keeper.note(evaluation.log_likelihood, run.step)
         self._record(run.stage, gap, evaluation, run.average)
 
     def _parts(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Stage(NamedTuple):
 
     ``rate`` multiplies the learning rate; ``uses_pool`` says whether there is a negative phase.
     Without one f ≡ 0. ``at_modes`` says that latents are followed by their modes: where they end is
-    where the next stage starts, however likely that is.
+    where the next stage starts, however likely that is. ``stop`` ends the stage after so many
+    updates, at the rates that it would have had.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Stage(NamedTuple):
     rate: float
     uses_pool: bool
     at_modes: bool = False
+    stop: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The most updates that it has."""
+        return self.n_updates if self.stop is None else min(self.stop, self.n_updates)
 
 
 class Keeper(Stateful):
@@ -48,23 +55,24 @@ class Keeper(Stateful):
         Evaluations without improvement after which to stop.
     """
 
-    STATE = ("best", "best_state", "improved", "n_stale")
+    STATE = ("best", "best_state", "best_step", "improved", "n_stale")
 
     def __init__(self, average: JointEnergy, *, tol: float, patience: int) -> None:
         self.average, self.tol, self.patience = average, tol, patience
         self.best = self.improved = -math.inf
         self.best_state: dict[str, Tensor] | None = None
-        self.n_stale = 0
+        self.best_step = self.n_stale = 0
 
-    def note(self, value: float) -> None:
-        """Compare the current average, which scores ``value``, with the best."""
+    def note(self, value: float, step: int) -> None:
+        """Compare the average after ``step`` updates, which scores ``value``, with the best."""
         first = self.best_state is None
         if value > self.improved + self.tol or first:
             self.improved, self.n_stale = value, 0
         else:
             self.n_stale += 1
         if value > self.best or first:
-            self.best, self.best_state = value, copy.deepcopy(self.average.state_dict())
+            self.best, self.best_step = value, step
+            self.best_state = copy.deepcopy(self.average.state_dict())
 
     @property
     def is_stale(self) -> bool:
@@ -134,7 +142,7 @@ class Run(Stateful):
     def is_over(self) -> bool:
         """Whether all updates are made, or improvements have been missing for too long."""
         is_stale = self.keeper.is_stale and not self.stage.at_modes
-        return self.step >= self.stage.n_updates or is_stale
+        return self.step >= self.stage.length or is_stale
 
     @property
     def is_settled(self) -> bool:
@@ -147,10 +155,19 @@ class Run(Stateful):
         return self.average.state_dict() if self.stage.at_modes else self.keeper.state
 
     @property
+    def _is_judged(self) -> bool:
+        """Whether held-out rows choose the state to go on with."""
+        return self.keeper.best_state is not None and not self.stage.at_modes
+
+    @property
     def found(self) -> float | None:
         """Held-out log-likelihood of :attr:`state`; None where nobody has asked."""
-        asked = self.keeper.best_state is not None and not self.stage.at_modes
-        return self.keeper.best if asked else None
+        return self.keeper.best if self._is_judged else None
+
+    @property
+    def kept(self) -> int:
+        """Updates that led to :attr:`state`."""
+        return self.keeper.best_step if self._is_judged else self.step
 
     @property
     def rate(self) -> float:

@@ -87,6 +87,7 @@ class Options:
     n_iter_no_change: int
     validation_fraction: float
     early_stopping: bool
+    refit: bool
 
 
 class Trained(NamedTuple):
@@ -129,6 +130,9 @@ class Trainer:
     log_slope : ndarray of shape (n,), optional
         What log p of each row gains on the way back to standardised units, where ``X`` is mapped:
         held-out likelihoods are in these.
+    searched : Outcome, optional
+        Of a run that held rows out. This one goes on with its history, and ends every stage after
+        as many updates as led to the state that was kept.
     """
 
     def __init__(
@@ -144,8 +148,9 @@ class Trainer:
         group: Group | None = None,
         max_evaluations: int = _N_EVALUATIONS,
         log_slope: NDArray | None = None,
+        searched: Outcome | None = None,
     ) -> None:
-        self.max_evaluations = max_evaluations
+        self.max_evaluations, self.searched = max_evaluations, searched
         # What the held-out likelihood gains on the way back to standardised units.
         self._gain_of_units = 0.0
         if start is not None and start.device != torch.empty(0, device=device).device:
@@ -314,6 +319,12 @@ class Trainer:
 
     def stages(self) -> list[Stage]:
         """What is trained, in which order, for how many updates."""
+        if self.searched is None:
+            return self._planned()
+        kept = self.searched.kept
+        return [stage._replace(stop=kept.get(stage.name, 0)) for stage in self._planned()]
+
+    def _planned(self) -> list[Stage]:
         energy, total = self.energy, self.options.max_iter
         reference, mixing, tilt = (
             list(parameters)
@@ -348,7 +359,7 @@ class Trainer:
     @property
     def n_evaluations(self) -> int:
         """The most evaluations that there can be: at the start of a stage, and during it."""
-        return sum(1 - (-stage.n_updates // self._evaluate_every) for stage in self.stages())
+        return sum(1 - (-stage.length // self._evaluate_every) for stage in self.stages())
 
     def run(
         self,
@@ -365,7 +376,10 @@ class Trainer:
         trainer of the same fit that is given both as ``saved`` goes on from there as if nothing had
         happened. Only rank 0 reports; all return the same.
         """
-        outcome = self.train(report, keep=keep, saved=saved)
+        return self.result(self.train(report, keep=keep, saved=saved))
+
+    def result(self, outcome: Outcome) -> Result:
+        """The model that training has led to, as :meth:`run` returns it."""
         model, diagnostics = self._finished()
         step_sizes = self.group.from_first(self._step_sizes)
         return _result(model, outcome, diagnostics, step_sizes)
@@ -403,6 +417,7 @@ class Trainer:
             keep=keep and (lambda common, own: keep(common, own | self._held_out_state())),
             group=group,
             shares=(self._row_share, len(self.pool.position) / n_negatives),
+            outcome=copy.deepcopy(self.searched),
         )
         if saved is not None and self.held_out is not None:
             self.held_out.load_state_dict(saved["held_out"])

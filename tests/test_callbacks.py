@@ -98,9 +98,10 @@ def test_callbacks_do_not_change_the_fit(X):
 
 
 @with_protocol
+@pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("stop_at", [2, 4])
-def test_a_callback_stops_training(X, stop_at):
-    model = quick().set_callbacks(Recorder(stop_at)).fit(X)
+def test_a_callback_stops_training(X, stop_at, refit):
+    model = quick(refit=refit).set_callbacks(Recorder(stop_at)).fit(X)
     assert len(model.history_) == stop_at
     assert model.n_iter_ < 20
     assert not model.converged_

@@ -120,6 +120,17 @@ def test_interrupted_between_evaluations(X, path, uninterrupted, monkeypatch, ow
     assert_same_fit(model.fit(X), uninterrupted, X)
 
 
+@pytest.mark.parametrize("beyond", [0, 1, 3])
+def test_interrupted_while_refitting(X, path, monkeypatch, beyond):
+    """Before, at and after the first evaluations of the fit to all rows."""
+    expected = quick(refit=True).fit(X)
+    n_searched = sum("log_likelihood" in row for row in expected.history_)
+    assert n_searched + 3 < len(expected.history_)
+    interrupt(monkeypatch, Reporter, "__call__", n_searched + beyond)
+    model = interrupted(quick(refit=True, checkpoint=path), X)
+    assert_same_fit(model.fit(X), expected, X)
+
+
 def test_interrupted_twice(X, path, uninterrupted, monkeypatch):
     for after in (6, 10):
         with monkeypatch.context() as patch:

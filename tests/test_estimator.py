@@ -237,7 +237,8 @@ class TestParameters:
             quick(**{parameter: value}).fit(X)
 
     @pytest.mark.parametrize(
-        ("parameter", "value"), [("early_stopping", "no"), ("warm_start", 1), ("verbose", "1")]
+        ("parameter", "value"),
+        [("early_stopping", "no"), ("refit", 1), ("warm_start", 1), ("verbose", "1")],
     )
     def test_wrong_types_are_refused(self, X, parameter, value):
         with pytest.raises(TypeError, match=parameter):
@@ -292,6 +293,7 @@ class TestParameters:
             "weight_decay": 0.0,
             "validation_fraction": 0.3,
             "early_stopping": False,
+            "refit": True,
             "random_state": 1,
         }
         for name, value in changed.items():

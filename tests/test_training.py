@@ -180,11 +180,11 @@ def test_the_start_ends_where_its_modes_lead(generator):
     energy = LinearEnergy().build(2, 1, generator=generator)
     stage = Stage("start", list(energy.parameters()), 10, 1.0, False, at_modes=True)
     run = Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=1)
-    run.keeper.note(0.0)
+    run.keeper.note(0.0, run.step)
     moved = torch.ones(2)
     run.average.reference.loc.data.copy_(moved)
     for _ in range(5):
-        run.keeper.note(-1.0)
+        run.keeper.note(-1.0, run.step)
     assert not run.is_over
     assert run.is_settled
     torch.testing.assert_close(run.state["reference.loc"], moved)
@@ -198,6 +198,59 @@ def test_early_stopping_off_trains_on_every_row_to_the_end(moons, seed):
     assert all("log_likelihood" not in row for row in model.history_)
 
 
+class TestRefit:
+    @staticmethod
+    def runs(monkeypatch, model, X):
+        """Of each stage that ``model`` goes through: its name, rows, updates, those of the kept."""
+        found, updates = [], Saddle._updates
+
+        def noted(saddle, run):
+            updates(saddle, run)
+            found.append((run.stage.name, len(saddle.rows), run.step, run.kept))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Saddle, "_updates", noted)
+            model.fit(X)
+        return found
+
+    @pytest.mark.parametrize("params", [{}, {"energy": TiltedEnergy(noise="isotropic")}])
+    def test_all_rows_for_as_long_as_was_best(self, moons, seed, monkeypatch, params):
+        train, _ = moons
+        model = LVEBMEstimator(1, max_iter=200, refit=True, random_state=seed, **params)
+        runs = self.runs(monkeypatch, model, train)
+        kept = {name: best for name, n, _, best in runs if n < len(train)}
+        again = {name: step for name, n, step, _ in runs if n == len(train)}
+        assert again == {name: best for name, best in kept.items() if best}
+        assert model.n_iter_ == sum(step for *_, step, _ in runs)
+        judged = ["log_likelihood" in row for row in model.history_]
+        assert judged == sorted(judged, reverse=True)
+        assert len(set(judged)) == 2
+
+    @pytest.mark.parametrize("params", [{"early_stopping": False}, {"energy": "linear"}])
+    def test_where_no_row_was_held_out_there_is_nothing_to_do(self, moons, seed, params):
+        train, fresh = moons
+        scores = [
+            LVEBMEstimator(1, max_iter=30, refit=refit, random_state=seed, **params)
+            .fit(train)
+            .score_samples(fresh)
+            for refit in (False, True)
+        ]
+        np.testing.assert_array_equal(*scores)
+
+    def test_rates_are_those_of_the_whole_stage(self, generator):
+        """A stage that ends early ends before its rate has fallen."""
+        energy = LinearEnergy().build(2, 1, generator=generator)
+        whole = Stage("any", list(energy.parameters()), 10, 1.0, False)
+        runs = [
+            Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=1)
+            for stage in (whole, whole._replace(stop=4))
+        ]
+        for run in runs:
+            run.step = 4
+        assert [run.is_over for run in runs] == [False, True]
+        assert runs[0].rate == runs[1].rate > 0.05
+
+
 @pytest.mark.parametrize(
     ("patience", "uses_pool", "expected"), [(12, True, 12), (12, False, 3), (1, False, 1)]
 )
@@ -207,7 +260,7 @@ def test_an_exact_likelihood_is_given_up_sooner(generator, patience, uses_pool, 
     stage = Stage("any", list(energy.parameters()), 10, 1.0, uses_pool)
     run = Run(stage, energy, learning_rate=0.1, weight_decay=0.0, tol=0.01, patience=patience)
     for _ in range(expected):
-        run.keeper.note(0.0)
+        run.keeper.note(0.0, run.step)
     assert not run.is_over
-    run.keeper.note(0.0)
+    run.keeper.note(0.0, run.step)
     assert run.is_over
