@@ -28,13 +28,11 @@ from .energies import EnergySpec, as_spec
 from .marginals import MarginalMaps
 from .model import Model
 from .pilot import Pilots
-from .saddle import DivergenceError, Outcome
+from .saddle import DivergenceError, Keep, Outcome
 from .training import Options, Result, Trainer
 from .units import Units
 
 _MARGINALS = ("auto", "gaussian", "mixture")
-
-Keep = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 class Form(NamedTuple):

@@ -39,6 +39,10 @@ _MAX_GAP = 20.0
 _MAX_PROPOSED = 4096
 
 
+Keep = Callable[[dict[str, Any], dict[str, Any]], None]
+"""Takes the state of training: in a part that all ranks share, and one that is this rank's."""
+
+
 class DivergenceError(RuntimeError):
     """Training left the finite numbers and did not recover from the last good state."""
 
@@ -128,7 +132,7 @@ class Saddle:
         generator: torch.Generator,
         evaluate: Callable[[JointEnergy, bool], Evaluation] | None,
         report: Callable[[dict, JointEnergy], bool],
-        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+        keep: Keep | None = None,
         group: Group | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
         outcome: Outcome | None = None,

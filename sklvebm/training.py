@@ -37,7 +37,7 @@ from .particles import (
 )
 from .ppca import PPCA, fit_ppca
 from .rows import Rows
-from .saddle import Evaluation, Outcome, Saddle, Schedule
+from .saddle import Evaluation, Keep, Outcome, Saddle, Schedule
 from .stage import Stage
 
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
@@ -365,7 +365,7 @@ class Trainer:
         self,
         report: Callable[[dict, Callable[[], Result]], bool],
         *,
-        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+        keep: Keep | None = None,
         saved: dict[str, Any] | None = None,
     ) -> Result:
         """Train all stages and finish the model.
@@ -388,7 +388,7 @@ class Trainer:
         self,
         report: Callable[[dict, Callable[[], Result]], bool],
         *,
-        keep: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+        keep: Keep | None = None,
         saved: dict[str, Any] | None = None,
     ) -> Outcome:
         """Train all stages, and leave the energy as it is: see :meth:`run`."""
@@ -417,7 +417,8 @@ class Trainer:
             keep=keep and (lambda common, own: keep(common, own | self._held_out_state())),
             group=group,
             shares=(self._row_share, len(self.pool.position) / n_negatives),
-            outcome=copy.deepcopy(self.searched),
+            # Of the gaps those of this run count, if it has any.
+            outcome=self.searched and replace(copy.deepcopy(self.searched), gaps=[]),
         )
         if saved is not None and self.held_out is not None:
             self.held_out.load_state_dict(saved["held_out"])
