@@ -26,6 +26,8 @@ _NOT_NEGATIVE = ("tol",)
 _DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
 # Small tables are learned, and over-learned, in fewer updates (docs/choices.md).
 _UPDATES_A_ROW, _FEWEST_UPDATES, _MOST_UPDATES = 3, 1500, 3000
+# Where the rows that are held out are missed most (docs/choices.md).
+_REFIT_BELOW = 1000
 # An unadjusted chain takes short steps, so it takes more of them. Beside a pool the energy changes
 # slowly, and half of the adjusted ones follow it as well (docs/choices.md).
 _DEFAULT_STEPS = {"mala": 4, "ula": 10}
@@ -63,7 +65,7 @@ def checked_options(
     options: dict[str, Any] = {
         "early_stopping": _flag("early_stopping", parameters["early_stopping"])
     }
-    options["refit"] = _flag("refit", parameters["refit"])
+    options["refit"] = _flag("refit", parameters["refit"], auto=n_samples < _REFIT_BELOW)
     _flag("warm_start", parameters["warm_start"])
     _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():
@@ -132,9 +134,12 @@ def _real_or_auto(name: str, value: Any, default: Any, zero: bool = False) -> An
     return default
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: Any, *, auto: bool | None = None) -> bool:
+    if auto is not None and isinstance(value, str) and value == "auto":
+        return auto
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
+        allowed = "True or False" if auto is None else "'auto', True or False"
+        raise TypeError(f"{name} must be {allowed}, got {value!r}.")
     return bool(value)
 
 

@@ -170,10 +170,11 @@ class LVEBMEstimator(
     early_stopping : bool, default=True
         Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
         rows for ``max_iter`` updates.
-    refit : bool, default=False
+    refit : bool or "auto", default="auto"
         Train once more, on all rows, each stage for as many updates as were best for the rows held
-        out, and keep that model. Small tables gain most by it; it takes up to as long again, and up
-        to ``max_iter`` updates more. Without early stopping all rows are trained on anyway.
+        out, and keep that model. Small tables gain most by it: "auto" is True for fewer than 1,000
+        rows. It takes up to as long again, and up to ``max_iter`` updates more. Without early
+        stopping all rows are trained on anyway.
     warm_start : bool, default=False
         Go on from the fitted model, training reference and tilt together, instead of starting anew.
         ``energy``, ``n_components`` and ``pool_size`` must then be what they were; the units, and
@@ -283,7 +284,7 @@ class LVEBMEstimator(
         n_iter_no_change=12,
         validation_fraction=0.1,
         early_stopping=True,
-        refit=False,
+        refit="auto",
         warm_start=False,
         random_state=None,
         device="auto",

@@ -33,7 +33,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def run(folder: Path, jobs: list[Job], size: int = 2, timeout: float = 120) -> list[list[Result]]:
+def run(folder: Path, jobs: list[Job], size: int = 2, timeout: float = 600) -> list[list[Result]]:
     """What each rank made of each job; a rank that was killed leaves off early."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs").write_bytes(pickle.dumps(jobs))

@@ -19,8 +19,8 @@ with_protocol = pytest.mark.skipif(callback is None, reason="scikit-learn before
 
 
 def quick(**params):
-    defaults = {"n_components": 2, "max_iter": 20, "pool_size": 128, "random_state": 0}
-    return LVEBMEstimator(**defaults | params)
+    short = {"n_components": 2, "max_iter": 20, "pool_size": 128, "refit": False}
+    return LVEBMEstimator(**short | {"random_state": 0} | params)
 
 
 @pytest.fixture(scope="module")

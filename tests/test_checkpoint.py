@@ -25,8 +25,9 @@ def quick(**params):
     energy = TiltedEnergy((8,), (8,), n_frequencies=0)
     # Batches far smaller than the table: an interruption falls within a pass over it.
     small = {"n_components": 1, "energy": energy, "max_iter": 30, "pool_size": 64, "batch_size": 2}
-    # No pilots before the fit: test_marginals.py interrupts one that had them.
-    return LVEBMEstimator(**small | {"marginals": "gaussian", "random_state": 0} | params)
+    # No pilots before it, which test_marginals.py interrupts, and no second training after it.
+    alone = {"marginals": "gaussian", "refit": False}
+    return LVEBMEstimator(**small | alone | {"random_state": 0} | params)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,8 @@ def test_healthy_chains_earn_no_complaint():
 @pytest.fixture(scope="module")
 def fitted():
     X = load_iris().data
-    return LVEBMEstimator(2, max_iter=100, pool_size=512, random_state=0).fit(X), X
+    model = LVEBMEstimator(2, max_iter=100, pool_size=512, refit=False, random_state=0)
+    return model.fit(X), X
 
 
 def test_the_report_is_the_score_and_its_parts(fitted):

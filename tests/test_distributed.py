@@ -23,7 +23,13 @@ pytestmark = pytest.mark.skipif(
     reason="torch without gloo",
 )
 ENERGY = TiltedEnergy((16,), (8,), n_frequencies=0)
-SMALL = {"n_components": 1, "energy": ENERGY, "pool_size": 128, "random_state": 0}
+SMALL = {
+    "n_components": 1,
+    "energy": ENERGY,
+    "pool_size": 128,
+    "refit": False,
+    "random_state": 0,
+}
 EXACT = {
     "n_components": 2,
     "energy": LinearEnergy(init="random"),
@@ -164,8 +170,8 @@ def test_the_score_is_that_of_one_process(rng, tmp_path):
     fits of each that are all on one side of the others have a probability of 2 / C(30, 15), less
     than ALPHA. And the fits of both gain over a Gaussian, or nothing would be shown.
     """
-    X, fresh = parabola(rng, 401), parabola(rng, 1000)
-    params = SMALL | {"early_stopping": False, "max_iter": 100, "learning_rate": 0.03}
+    X, fresh = parabola(rng, 401), parabola(rng, 500)
+    params = SMALL | {"early_stopping": False, "max_iter": 60, "learning_rate": 0.03}
     seeds = rng.integers(2**31, size=15).tolist()
     one = [LVEBMEstimator(**params | {"random_state": s}).fit(X).score(fresh) for s in seeds]
     jobs = [ranks.Job(params | {"random_state": 1 + s}, {"X": X}) for s in seeds]

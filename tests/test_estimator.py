@@ -25,7 +25,8 @@ ENERGIES = ["tilted", "free", "linear"]
 
 def quick(**params):
     """An estimator that trains for a moment: enough for every contract but quality."""
-    return LVEBMEstimator(**{"max_iter": 40, "pool_size": 256, "random_state": 0, **params})
+    short = {"max_iter": 20, "pool_size": 256, "refit": False, "random_state": 0}
+    return LVEBMEstimator(**short | params)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def fitted(request, X):
 
 @parametrize_with_checks(
     [
-        LVEBMEstimator(max_iter=60, pool_size=512),
+        LVEBMEstimator(max_iter=20, pool_size=256),
         LVEBMEstimator(energy="linear"),
     ]
 )

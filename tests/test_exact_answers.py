@@ -429,7 +429,8 @@ def test_fitted_densities_integrate_to_one(rng, seed, energy, d):
     X = blobs(rng, 600, d)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = LVEBMEstimator(1, energy=ENERGIES[energy], max_iter=300, random_state=seed).fit(X)
+        params = {"energy": ENERGIES[energy], "max_iter": 300, "refit": False}
+        model = LVEBMEstimator(1, **params, random_state=seed).fit(X)
     reach, spacing, n = (8, 0.1, R) if d == 1 else (6, 0.3, 16)
     axis = np.arange(-reach, reach, spacing)
     points = oracles.grid(*[axis] * d) * X.std(0) + X.mean(0)

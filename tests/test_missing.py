@@ -145,7 +145,7 @@ class TestParticles:
 def moons():
     X = make_moons(400, noise=0.2, random_state=0)[0]
     X[np.random.default_rng(0).uniform(size=X.shape) < 0.1] = np.nan
-    return LVEBMEstimator(2, max_iter=100, pool_size=512, random_state=0).fit(X)
+    return LVEBMEstimator(2, max_iter=100, pool_size=512, refit=False, random_state=0).fit(X)
 
 
 class TestTilted:

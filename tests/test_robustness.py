@@ -22,7 +22,8 @@ from sklvebm.saddle import DivergenceError, Saddle
 
 
 def quick(**params):
-    return LVEBMEstimator(**{"max_iter": 40, "pool_size": 256, "random_state": 0, **params})
+    short = {"max_iter": 40, "pool_size": 256, "refit": False, "random_state": 0}
+    return LVEBMEstimator(**short | params)
 
 
 def closed_form():

@@ -170,7 +170,8 @@ def test_too_few_particles(clusters, seed):
 )
 def test_a_step_size_far_off(clusters, seed, step_size, complaint):
     """The chains of training are useless; those of the score adapt, and the score stays honest."""
-    model = LVEBMEstimator(1, step_size=step_size, max_iter=60, random_state=seed)
+    params = {"max_iter": 60, "refit": False, "random_state": seed}
+    model = LVEBMEstimator(1, step_size=step_size, **params)
     assert complaint in caught(model, clusters)
-    honest = LVEBMEstimator(1, max_iter=60, random_state=seed).fit(clusters)
+    honest = LVEBMEstimator(1, **params).fit(clusters)
     assert model.score(clusters) < honest.score(clusters) + 0.3

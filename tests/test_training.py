@@ -237,6 +237,13 @@ class TestRefit:
         ]
         np.testing.assert_array_equal(*scores)
 
+    @pytest.mark.parametrize(("n", "small"), [(999, True), (1000, False)])
+    def test_auto_is_for_small_tables(self, moons, monkeypatch, n, small):
+        train, _ = moons
+        model = LVEBMEstimator(1, max_iter=4, pool_size=64, random_state=0)
+        runs = self.runs(monkeypatch, model, train[:n])
+        assert any(rows == n for _, rows, *_ in runs) == small
+
     def test_rates_are_those_of_the_whole_stage(self, generator):
         """A stage that ends early ends before its rate has fallen."""
         energy = LinearEnergy().build(2, 1, generator=generator)

@@ -15,8 +15,8 @@ from sklvebm.rows import Rows, _lexicographic_order, distinct_rows
 
 
 def quick(**params):
-    defaults = {"n_components": 2, "max_iter": 30, "pool_size": 128, "random_state": 0}
-    return LVEBMEstimator(**defaults | params)
+    short = {"n_components": 2, "max_iter": 30, "pool_size": 128, "refit": False}
+    return LVEBMEstimator(**short | {"random_state": 0} | params)
 
 
 @pytest.fixture(scope="module")

@@ -48,14 +48,15 @@ for name, value in sorted(model.diagnostics_.items()):
     print(f"{name:28s} {value:8.3f}")
 
 # %%
+# The history of the training with rows held out. A small table is then trained on once more, with
+# all rows, each stage for as long as was best.
 
-updates = [row["n_iter"] for row in model.history_]
+history = [row for row in model.history_ if "log_likelihood" in row]
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, name in zip(axes, ["log_likelihood", "energy_gap", "acceptance_conditional"], strict=True):
     for stage in ("reference", "mixing", "tilt"):
-        at = [i for i, row in enumerate(model.history_) if row["stage"] == stage]
-        values = [model.history_[i][name] for i in at]
-        ax.plot([updates[i] for i in at], values, ".-", label=stage)
+        rows = [row for row in history if row["stage"] == stage]
+        ax.plot([row["n_iter"] for row in rows], [row[name] for row in rows], ".-", label=stage)
     ax.set(xlabel="update", title=name.replace("_", " "))
 axes[0].legend()
 plt.show()

@@ -7,7 +7,8 @@ scikit-learn's callbacks (1.9 and later): progress bars, records, and a stop of 
 
 # %%
 # Each evaluation of a fit, twenty or so, is a task. A callback sees its row of the history as
-# ``metadata``: stage, update, energy gap, acceptances and the held-out log-likelihood.
+# ``metadata``: stage, update, energy gap, acceptances and, where rows are held out, their
+# log-likelihood.
 
 import time
 import warnings
@@ -55,10 +56,9 @@ print(f"score: {model.score(X):.2f} nats a row")
 
 # %%
 
+judged = [row for row in budget.rows if "log_likelihood" in row]
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
-ax.plot(
-    [row["n_iter"] for row in budget.rows], [row["log_likelihood"] for row in budget.rows], ".-"
-)
+ax.plot([row["n_iter"] for row in judged], [row["log_likelihood"] for row in judged], ".-")
 ax.set(xlabel="update", ylabel="held-out log-likelihood, nats a row")
 plt.show()
 

@@ -43,6 +43,8 @@ class Report:
     def on_fit_task_end(self, estimator, context, *, metadata=None):
         if metadata is None or metadata["n_iter"] == self.step:
             return  # the fit as a whole; a stage's start, where the one before ended
+        if "log_likelihood" not in metadata:
+            return  # a small table is trained on once more, with no row held out
         self.step = metadata["n_iter"]
         self.trial.report(metadata["log_likelihood"], self.step)
         if self.trial.should_prune():

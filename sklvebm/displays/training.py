@@ -48,8 +48,8 @@ class TrainingDisplay:
     >>> from sklvebm.displays import TrainingDisplay
     >>> model = LVEBMEstimator(2, energy="linear", inference="variational", max_iter=20)
     >>> display = TrainingDisplay.from_estimator(model.fit(load_iris().data))
-    >>> display.n_iter
-    array([ 0,  5, 10, 15, 20])
+    >>> display.n_iter[:3]
+    array([ 0,  5, 10])
     >>> [ax.get_ylabel() for ax in display.axes_]  # a linear energy has no tilt
     ['held-out log-likelihood\\n(nats a row, standardised)']
     """
