@@ -124,6 +124,7 @@ CELLS = [
             (name, "defaults", {}),
             *marginals(name),
             (name, "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
+            (name, "refit=False", {"refit": False}),
         )
     ),
     ("20 uniform rows", "defaults", {}),

@@ -6,8 +6,8 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from small import quick
 
-from sklvebm import LVEBMEstimator
 from sklvebm._callbacks import NoContext, Reporter, Screen
 
 try:
@@ -16,11 +16,6 @@ except ImportError:
     callback = None
 
 with_protocol = pytest.mark.skipif(callback is None, reason="scikit-learn before 1.9")
-
-
-def quick(**params):
-    short = {"n_components": 2, "max_iter": 20, "pool_size": 128, "refit": False}
-    return LVEBMEstimator(**short | {"random_state": 0} | params)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
 import pytest
+import small
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -20,10 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklvebm import LVEBMEstimator
 from sklvebm.saddle import DivergenceError, Saddle
 
-
-def quick(**params):
-    short = {"max_iter": 40, "pool_size": 256, "refit": False, "random_state": 0}
-    return LVEBMEstimator(**short | params)
+quick = partial(small.quick, max_iter=40)
 
 
 def closed_form():

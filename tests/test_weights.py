@@ -8,15 +8,10 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data
+from small import quick
 
-from sklvebm import LVEBMEstimator
 from sklvebm.heldout import which_held_out
 from sklvebm.rows import Rows, _lexicographic_order, distinct_rows
-
-
-def quick(**params):
-    short = {"n_components": 2, "max_iter": 30, "pool_size": 128, "refit": False}
-    return LVEBMEstimator(**short | {"random_state": 0} | params)
 
 
 @pytest.fixture(scope="module")
