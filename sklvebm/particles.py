@@ -330,24 +330,23 @@ class JointPool(Stateful):
 
     def _sweep(self, log_tilt: LogDensity, rows: Tensor | slice, known: State | None) -> None:
         """Meet every member with a fresh draw; ``known`` has ℓ of ``rows`` already."""
-        v, proposal = self.position, self.proposal
+        v, n = self.position, len(self.position)
+        fresh = self.proposal.draw(n, self.noise)
         with torch.no_grad():
+            # One call for members and draws: networks of this size cost by the call.
             if known is None:
-                value = log_tilt(v)
+                value, new = log_tilt(torch.cat([v, fresh])).split(n)
             else:
                 # Sorted, rather than selected: how many there are is known without looking.
-                moved = torch.zeros(len(v), dtype=torch.uint8, device=v.device)
+                moved = torch.zeros(n, dtype=torch.uint8, device=v.device)
                 moved[rows] = moved.new_ones(len(known.log_density))
-                others = moved.argsort(stable=True)[: len(v) - len(known.log_density)]
-                value = v.new_empty(len(v))
-                value[rows], value[others] = known.log_density, log_tilt(v[others])
-        fresh = proposal.draw(len(v), self.noise)
+                others = moved.argsort(stable=True)[: n - len(known.log_density)]
+                asked, new = log_tilt(torch.cat([v[others], fresh])).split([len(others), n])
+                value = v.new_empty(n)
+                value[rows], value[others] = known.log_density, asked
+            excess = self.proposal.log_excess(torch.cat([v, fresh]))
         self.position, _, info = independence_step(
-            v,
-            value + proposal.log_excess(v),
-            fresh,
-            proposal.log_weight(fresh, log_tilt),
-            noise=self.noise,
+            v, value + excess[:n], fresh, new + excess[n:], noise=self.noise
         )
         self._sweep_acceptance = info.acceptance.mean()
 

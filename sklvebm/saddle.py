@@ -204,16 +204,13 @@ class Saddle:
     ) -> Tensor:
         stage, optimizer = run.stage, run.optimizer
         self.energy.requires_grad_(False)
-        x, z = self._completed(picks)
+        positives, negatives = self._completed(picks), None
         if members is not None:
             self.pool.advance(self.energy.log_tilt, members)
             negatives = self.energy.reference.split(self.pool.position)
         for parameter in stage.parameters:
             parameter.requires_grad_(True)
-        of_rows, of_pool = self.shares
-        loss = of_rows * self._energy(run, x, z).mean()
-        if members is not None:
-            loss = loss - of_pool * self._energy(run, *negatives).mean()
+        loss = self._loss(run, positives, negatives)
         optimizer.clear()
         loss.backward()
         loss = self._summed(stage, loss.detach())
@@ -221,6 +218,24 @@ class Saddle:
         optimizer.step(rate)
         self.energy.reference.project_()
         return torch.stack([loss, norm.to(loss)])
+
+    def _loss(
+        self, run: Run, positives: tuple[Tensor, Tensor], negatives: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Mean energy of the rows, less that of the pool."""
+        of_rows, of_pool = self.shares
+        x, z = positives
+        if negatives is None:
+            return of_rows * self._energy(run, x, z).mean()
+        # One call for both: networks of this size cost by the call.
+        x = x.expand(*z.shape[:-1], -1)
+        x, z = (
+            torch.cat([ours.flatten(0, -2), theirs])
+            for ours, theirs in zip((x, z), negatives, strict=True)
+        )
+        energy = self._energy(run, x, z)
+        n = len(energy) - len(negatives[0])
+        return of_rows * energy[:n].mean() - of_pool * energy[n:].mean()
 
     def _summed(self, stage: Stage, loss: Tensor) -> Tensor:
         """The loss, and the gradients, of all ranks together."""
