@@ -168,8 +168,8 @@ class LVEBMEstimator(
         Share of the distinct rows held out for stopping: never fewer than 20 or, in small tables,
         a quarter, and never more than 256, nor more than their share of the weight.
     early_stopping : bool, default=True
-        Stop by the held-out normalised log-likelihood and keep the best state. False trains on all
-        rows for ``max_iter`` updates.
+        Stop by the held-out normalised log-likelihood and keep the best state, or ``refit``. False
+        trains on all rows for ``max_iter`` updates.
     refit : bool or "auto", default="auto"
         Train once more, on all rows, each stage for as many updates as were best for the rows held
         out, and keep that model. Small tables gain most by it: "auto" is True for fewer than 1,000

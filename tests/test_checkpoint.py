@@ -263,6 +263,7 @@ model = LVEBMEstimator(
     max_iter=30,
     pool_size=64,
     batch_size=2,
+    refit=False,
     random_state=0,
     checkpoint=sys.argv[1],
 )
