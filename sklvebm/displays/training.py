@@ -17,9 +17,9 @@ class TrainingDisplay:
     """Held-out log-likelihood, energy gap and acceptances over the parameter updates.
 
     The stages of training are shaded in turn and named at the top; a ring marks the evaluation
-    whose state each stage kept, the best one; a start keeps its last. Panels without a finite value
-    are left out: there is no held-out log-likelihood without early stopping, and no energy gap
-    without a tilt.
+    whose state each stage kept, the best one; a start keeps its last. With ``refit`` the stages
+    come again, and no row is held out then. Panels without a finite value are left out: there is no
+    held-out log-likelihood without early stopping, and no energy gap without a tilt.
 
     Parameters
     ----------
