@@ -11,11 +11,12 @@ from scipy.stats import multivariate_normal
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
-from sklvebm import LVEBMEstimator, TiltedEnergy
+from sklvebm import LVEBMEstimator, TiltedEnergy, fitting
 from sklvebm.energies import LinearEnergy
 from sklvebm.reference import MAX_TAIL
 from sklvebm.saddle import Saddle
 from sklvebm.stage import Run, Stage
+from sklvebm.training import Trainer
 
 # Minus the entropy of make_moons(noise=.1), in nats: no density scores above it on average.
 CEILING = -1.008
@@ -240,9 +241,15 @@ class TestRefit:
     @pytest.mark.parametrize(("n", "small"), [(999, True), (1000, False)])
     def test_auto_is_for_small_tables(self, moons, monkeypatch, n, small):
         train, _ = moons
-        model = LVEBMEstimator(1, max_iter=4, pool_size=64, random_state=0)
-        runs = self.runs(monkeypatch, model, train[:n])
-        assert any(rows == n for _, rows, *_ in runs) == small
+        stops_early = []
+
+        def noted(x, weight, spec, options, **parts):
+            stops_early.append(options.early_stopping)
+            return Trainer(x, weight, spec, options, **parts)
+
+        monkeypatch.setattr(fitting, "Trainer", noted)
+        LVEBMEstimator(1, max_iter=4, pool_size=64, random_state=0).fit(train[:n])
+        assert stops_early == ([True, False] if small else [True])
 
     def test_rates_are_those_of_the_whole_stage(self, generator):
         """A stage that ends early ends before its rate has fallen."""
