@@ -135,6 +135,12 @@ CELLS = [
     ),
 ]
 
+CELLS += [
+    (name, f"smoothing={width}", {"smoothing": width})
+    for name in ("wine", "diabetes", "breast cancer", "spectf")
+    for width in (0.2, 0.4)
+]
+
 PLANAR = ("moons", "checkerboard", "rings")
 # Latents, where they are not those of the table.
 COMPONENTS = {"digits": 10, "moons": 2, "20 uniform rows": 2}

@@ -19,7 +19,7 @@ _SMALLEST = {
     "n_iter_no_change": 1,
 }
 _POSITIVE = ("learning_rate", "validation_fraction")
-_NOT_NEGATIVE = ("tol",)
+_NOT_NEGATIVE = ("tol", "smoothing")
 # Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md). A
 # row of which half is seen shows a quarter of the pairs of features, and it is pairs that tell how
 # features depend on each other (docs/missing.md).

@@ -158,6 +158,14 @@ class LVEBMEstimator(
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
         400 over the number of rows seen, within .03 and 3. Where entries are missing, a row counts
         by the share of its pairs of entries that are both seen.
+    smoothing : float, default=0
+        Width h of a Gaussian kernel about each row that is trained on, relative to how far its
+        neighbours are: whenever a row is visited it is drawn anew from N(x, h² S), where S is the
+        covariance, about x, of its ten nearest other rows, in the units that the model learns in
+        (manifold Parzen windows [2]_). 0 trains on the rows themselves. For tables of few rows:
+        some gain more than a nat a row by .2 or .4, others lose as much, so let a search choose.
+        The neighbours are found by a tree, or row by row where there are many features or missing
+        entries. Rows that ``score`` is asked of are never smoothed.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
@@ -244,6 +252,7 @@ class LVEBMEstimator(
     ----------
     .. [1] Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
        arXiv:2510.15447.
+    .. [2] Vincent and Bengio (2003), "Manifold Parzen windows", NIPS 15, 849-856.
 
     Examples
     --------
@@ -280,6 +289,7 @@ class LVEBMEstimator(
         step_size="auto",
         learning_rate=1e-2,
         weight_decay="auto",
+        smoothing=0,
         tol=1e-2,
         n_iter_no_change=12,
         validation_fraction=0.1,
@@ -304,6 +314,7 @@ class LVEBMEstimator(
         self.step_size = step_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.smoothing = smoothing
         self.tol = tol
         self.n_iter_no_change = n_iter_no_change
         self.validation_fraction = validation_fraction

@@ -27,6 +27,7 @@ from .particles import ConditionalFlow, JointPool
 from .proposals import Proposal
 from .recording import Recorded
 from .rows import Rows
+from .smoothing import ParzenWindows
 from .stage import Run, Stage
 from .state import Stateful
 
@@ -119,6 +120,9 @@ class Saddle:
         Shares of the weight of all rows, and of all negatives, that are this process's.
     outcome : Outcome, optional
         Of what was trained before, which is gone on with.
+    windows : ParzenWindows, optional
+        Kernels about ``rows``: what is trained on is drawn anew from them whenever a row's latents
+        move. None trains on the rows themselves.
     """
 
     def __init__(
@@ -136,8 +140,11 @@ class Saddle:
         group: Group | None = None,
         shares: tuple[float, float] = (1.0, 1.0),
         outcome: Outcome | None = None,
+        windows: ParzenWindows | None = None,
     ) -> None:
-        self.energy, self.rows = energy, rows
+        self.energy, self.rows, self.windows = energy, rows, windows
+        # What is trained on for now.
+        self._shown = rows.x if windows is None else rows.x.clone()
         self.flow_of, self.pool = flow_of, pool
         self.schedule, self.generator = schedule, generator
         self.evaluate, self.report, self.keep = evaluate, report, keep
@@ -172,7 +179,10 @@ class Saddle:
         if not self._waiting:
             picks = next(self._passes)
             # A row of large weight, or of a small table, is picked more than once, and moves once.
-            self.conditional.adapt(self._move(picks.unique()))
+            moving = picks.unique()
+            if self.windows is not None:
+                self._shown[moving] = self.windows.draw(moving, self.generator)
+            self.conditional.adapt(self._move(moving))
             # What is left over at the end, if less than half a batch, would be noise.
             batches = picks.split(self._batch_size)
             self._waiting = [b.clone() for b in batches if 2 * len(b) >= self._batch_size]
@@ -181,13 +191,13 @@ class Saddle:
     def _moved(self, run: Run, moving: Tensor) -> Tensor | None:
         # The flows differentiate by positions alone.
         self.energy.requires_grad_(False)
-        density = run.energy.posterior(self.rows.x[moving], complete=self._is_complete)
+        density = run.energy.posterior(self._shown[moving], complete=self._is_complete)
         return self.conditional.move(moving, density)
 
     @torch.no_grad()
     def _completed(self, picks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Completed rows and their latents, ``(b, p or 1, d)``, ``(b, p, k)``."""
-        return self.energy.complete(self.rows.x[picks], self.conditional.draws(picks))
+        return self.energy.complete(self._shown[picks], self.conditional.draws(picks))
 
     def update(self, run: Run) -> Tensor:
         """Move both flows, then θ.
@@ -374,6 +384,8 @@ class Saddle:
             "good": self._good,
             "generator": self.generator.get_state(),
         }
+        if self.windows is not None:
+            rest["shown"] = self._shown
         self.keep(common | {"stage": self._index}, own | rest)
 
     def _load(self, run: Run, saved: dict[str, Any]) -> None:
@@ -382,6 +394,8 @@ class Saddle:
             part.load_state_dict(saved[name])
         self._waiting = [picks.to(self.rows.x.device) for picks in saved["waiting"]]
         self._good = saved["good"]
+        if self.windows is not None:
+            self._shown.copy_(saved["shown"])
         self.generator.set_state(saved["generator"])
 
     def _assess(self, run: Run, gap: float, evaluation: Evaluation | None = None) -> None:

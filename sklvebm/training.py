@@ -38,6 +38,7 @@ from .particles import (
 from .ppca import PPCA, fit_ppca
 from .rows import Rows
 from .saddle import Evaluation, Keep, Outcome, Saddle, Schedule
+from .smoothing import ParzenWindows
 from .stage import Stage
 
 # The tilt plays against the pool, which must keep up: it learns at a fifth of the rate, and where
@@ -83,6 +84,7 @@ class Options:
     step_size: float | str
     learning_rate: float
     weight_decay: float
+    smoothing: float
     tol: float
     n_iter_no_change: int
     validation_fraction: float
@@ -167,6 +169,7 @@ class Trainer:
             # Another machine's linear algebra may have rounded the start otherwise.
             load_arrays(self.energy, self.group.from_first(lambda: state_to_arrays(self.energy)))
         self.noise = Noise(self.group.generator(self.generator))
+        self.windows = self._windows()
         self.rows, self._row_share = self._share_out(self.rows)
         self.conditional = self._conditional_flow(at_modes=self._starts_at_modes)
         self.pool = self._pool()
@@ -217,6 +220,13 @@ class Trainer:
         weight = group.shard(rows.weight)
         return Rows.weighted(group.shard(rows.x), weight), float(weight.sum() / rows.weight.sum())
 
+    def _windows(self) -> ParzenWindows | None:
+        """Kernels about this rank's rows, whose neighbours are among those of all ranks."""
+        width = self.options.smoothing
+        if width == 0:
+            return None
+        return ParzenWindows.of(self.rows, width).sharded(self.group.shard)
+
     def _closed_form(self) -> bool:
         """Whether PPCA's start is already the maximum-likelihood answer."""
         return (
@@ -225,6 +235,7 @@ class Trainer:
             and self.spec.init == "ppca"
             and self.options.inference == "langevin"
             and self.options.dynamics == "mala"
+            and self.options.smoothing == 0
         )
 
     def _initial_energy(self) -> JointEnergy:
@@ -419,6 +430,7 @@ class Trainer:
             shares=(self._row_share, len(self.pool.position) / n_negatives),
             # Of the gaps those of this run count, if it has any.
             outcome=self.searched and replace(copy.deepcopy(self.searched), gaps=[]),
+            windows=self.windows,
         )
         if saved is not None and self.held_out is not None:
             self.held_out.load_state_dict(saved["held_out"])

@@ -149,6 +149,7 @@ def test_interrupted_twice(X, path, uninterrupted, monkeypatch):
         {"energy": "free"},
         {"energy": LinearEnergy(init="random")},
         {"early_stopping": False},
+        {"smoothing": 0.3},
     ],
     ids=str,
 )

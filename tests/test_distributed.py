@@ -80,6 +80,7 @@ def results(tables, tmp_path_factory):
     jobs = {
         "early stopping": ranks.Job(params, bent),
         "refit": ranks.Job(params | {"refit": True}, bent),
+        "smoothing": ranks.Job(params | {"smoothing": 0.3}, bent),
         "exact": ranks.Job(EXACT, flat),
         "weighted": ranks.Job(EXACT, flat | {"sample_weight": tables["weight"]}),
         "no seed": ranks.Job(params | {"random_state": None, "max_iter": 10}, bent),
@@ -95,7 +96,9 @@ def results(tables, tmp_path_factory):
 
 
 class TestTwoProcesses:
-    @pytest.mark.parametrize("job", ["early stopping", "refit", "exact", "weighted", "no seed"])
+    @pytest.mark.parametrize(
+        "job", ["early stopping", "refit", "smoothing", "exact", "weighted", "no seed"]
+    )
     def test_the_ranks_end_with_the_same_model(self, results, tables, job):
         first, second = results[job]
         assert first.error == second.error == ""

@@ -217,11 +217,15 @@ class TestParameters:
             ("learning_rate", -1.0),
             ("weight_decay", -1.0),
             ("weight_decay", "nonsense"),
+            ("smoothing", -0.1),
             ("tol", -1.0),
             ("n_iter_no_change", 0),
             ("validation_fraction", 1.0),
             ("device", "nonsense"),
-            *((name, np.nan) for name in ("learning_rate", "tol", "step_size", "weight_decay")),
+            *(
+                (name, np.nan)
+                for name in ("learning_rate", "tol", "step_size", "weight_decay", "smoothing")
+            ),
             ("validation_fraction", np.nan),
             ("verbose", -1),
         ],
@@ -285,6 +289,7 @@ class TestParameters:
             "step_size": 0.01,
             "learning_rate": 1e-3,
             "weight_decay": 0.0,
+            "smoothing": 0.2,
             "validation_fraction": 0.3,
             "early_stopping": False,
             "refit": True,

@@ -41,7 +41,7 @@ LAYERS = [
         "units",
         "recording",
     },
-    {"energies", "laplace", "checkpoint"},
+    {"energies", "laplace", "checkpoint", "smoothing"},
     {"particles", "stage"},
     {"evidence", "saddle"},
     {"partition", "decoding"},

@@ -1,0 +1,126 @@
+"""Windows about the rows: what they draw, what they leave alone, and what a fit makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from small import quick
+from statistical import assert_close_to
+
+from sklvebm import LinearEnergy
+from sklvebm.rows import Rows
+from sklvebm.smoothing import ParzenWindows
+
+N_NEIGHBORS = 10
+
+
+def rows(x, weight=None):
+    x = torch.as_tensor(x, dtype=torch.float32)
+    return Rows.weighted(x, torch.ones(len(x)) if weight is None else torch.as_tensor(weight))
+
+
+def local_covariance(x, weight, i):
+    """S_i, by sorting all distances."""
+    away = np.delete(x - x[i], i, axis=0)
+    weight = np.delete(weight, i)
+    nearest = np.argsort((away**2).sum(1))[:N_NEIGHBORS]
+    share = weight[nearest] / weight[nearest].sum()
+    return np.einsum("j,ja,jb->ab", share, away[nearest], away[nearest])
+
+
+def moments(draws):
+    """Of each replicate ``(R, n, d)``: its mean and its second moments, in a row."""
+    second = np.einsum("rna,rnb->rab", draws, draws) / draws.shape[1]
+    return np.concatenate([draws.mean(1), second.reshape(len(draws), -1)], axis=1)
+
+
+def test_draws_have_the_covariance_of_the_neighbours(rng, generator):
+    x, weight = rng.standard_normal((40, 3)), rng.integers(1, 5, 40).astype(float)
+    windows, i = ParzenWindows.of(rows(x, weight), 0.5), 7
+    draws = windows.draw(torch.full((64 * 500,), i), generator).numpy().astype(float) - x[i]
+    exact = np.append(np.zeros(3), 0.25 * local_covariance(x, weight, i))
+    assert_close_to(moments(draws.reshape(64, 500, 3)), exact, slack=1e-6)
+
+
+def test_a_thin_sheet_stays_thin(rng, generator):
+    x = rng.standard_normal((50, 1)) @ np.array([[3.0, 4.0]])
+    windows = ParzenWindows.of(rows(x), 1.0)
+    drawn = windows.draw(torch.arange(50), generator).numpy()
+    assert np.abs(drawn @ [0.8, -0.6]).max() < 1e-5
+    assert np.abs(drawn - x).max() > 0.01
+
+
+def test_what_is_missing_has_no_width(rng, generator):
+    """A missing entry stays so, and a feature that no neighbour shows stays as it is."""
+    x = rng.standard_normal((30, 3))
+    x[:10, 0] = np.nan
+    x[1:, 2] = np.nan
+    windows = ParzenWindows.of(rows(x), 1.0)
+    drawn = windows.draw(torch.arange(30), generator).numpy()
+    np.testing.assert_array_equal(np.isnan(drawn), np.isnan(x))
+    assert drawn[0, 2] == np.float32(x[0, 2])
+    assert (drawn[:, 1] != x[:, 1].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_rows(rng, generator, n):
+    """There are no more neighbours than other rows, and one row alone has no width."""
+    x = rng.standard_normal((n, 2))
+    drawn = ParzenWindows.of(rows(x), 1.0).draw(torch.arange(n), generator).numpy()
+    moved = (drawn != x.astype(np.float32)).any(1)
+    assert moved.all() if n > 1 else not moved.any()
+
+
+def test_another_process_may_have_the_neighbours(rng):
+    x = rng.standard_normal((40, 3))
+    whole = ParzenWindows.of(rows(x), 0.5)
+    part = whole.sharded(lambda tensor: tensor[1::2].clone())
+    ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
+    torch.testing.assert_close(
+        part.draw(torch.arange(20), ours), whole.draw(torch.arange(1, 40, 2), theirs)
+    )
+
+
+def test_a_fit_learns_the_smoothed_rows(rng, seed):
+    """A linear model is then PPCA of the rows' covariance and the mean of their windows'."""
+    n, width = 400, 1.0
+    x = rng.standard_normal((n, 1)) @ rng.standard_normal((1, 4)) + rng.standard_normal((n, 4))
+    x = (x - x.mean(0)) / x.std(0)
+    raw = np.cov(x.T, bias=True)
+    smooth = raw + width**2 * np.mean([local_covariance(x, np.ones(n), i) for i in range(n)], 0)
+    model = quick(
+        LinearEnergy(),
+        n_components=1,
+        max_iter=600,
+        n_particles=8,
+        smoothing=width,
+        early_stopping=False,
+        random_state=seed,
+    ).fit(x)
+    drawn = model.sample(200_000, random_state=seed)
+
+    def ppca_covariance(covariance):
+        values, vectors = np.linalg.eigh(covariance)
+        noise = values[:-1].mean()
+        return noise * np.eye(4) + (values[-1] - noise) * np.outer(vectors[:, -1], vectors[:, -1])
+
+    learned, zero = np.cov(drawn.T), np.zeros(4)
+    off, apart = (
+        oracles.gaussian_kl(zero, ppca_covariance(smooth), zero, other)
+        for other in (learned, ppca_covariance(raw))
+    )
+    assert off < apart / 5
+
+
+@pytest.mark.parametrize("energy", ["tilted", "linear"])
+def test_none_is_the_fit_without(rng, energy):
+    """Zero is zero, and the smallest width is another fit: also of what has a closed form."""
+    X = rng.standard_normal((60, 3))
+    plain, zero, some = (
+        quick(energy, **params).fit(X).score_samples(X)
+        for params in ({}, {"smoothing": 0.0}, {"smoothing": 0.1})
+    )
+    np.testing.assert_array_equal(plain, zero)
+    assert not np.array_equal(plain, some)
