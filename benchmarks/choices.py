@@ -133,12 +133,11 @@ CELLS = [
         "tilt_bound=None",
         {"energy": TiltedEnergy(tilt_bound=None)},
     ),
-]
-
-CELLS += [
-    (name, f"smoothing={width}", {"smoothing": width})
-    for name in ("wine", "diabetes", "breast cancer", "spectf")
-    for width in (0.2, 0.4)
+    *(
+        (name, f"smoothing={width}", {"smoothing": width})
+        for name in ("wine", "diabetes", "breast cancer", "spectf")
+        for width in (0.2, 0.4)
+    ),
 ]
 
 PLANAR = ("moons", "checkerboard", "rings")

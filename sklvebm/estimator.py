@@ -164,8 +164,8 @@ class LVEBMEstimator(
         covariance, about x, of its ten nearest other rows, in the units that the model learns in
         (manifold Parzen windows [2]_). 0 trains on the rows themselves. For tables of few rows:
         some gain more than a nat a row by .2 or .4, others lose as much, so let a search choose.
-        The neighbours are found by a tree, or row by row where there are many features or missing
-        entries. Rows that ``score`` is asked of are never smoothed.
+        Of tables of many features or with missing entries it takes time quadratic in the rows to
+        find the neighbours. Rows held out, and those that ``score`` is asked of, stay as they are.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12

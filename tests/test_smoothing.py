@@ -84,7 +84,10 @@ def test_another_process_may_have_the_neighbours(rng):
 
 
 def test_a_fit_learns_the_smoothed_rows(rng, seed):
-    """A linear model is then PPCA of the rows' covariance and the mean of their windows'."""
+    """A linear model is then PPCA of the rows' covariance and the mean of their windows'.
+
+    Training has noise; without the windows it would be off by all that lies between the two.
+    """
     n, width = 400, 1.0
     x = rng.standard_normal((n, 1)) @ rng.standard_normal((1, 4)) + rng.standard_normal((n, 4))
     x = (x - x.mean(0)) / x.std(0)
@@ -111,16 +114,4 @@ def test_a_fit_learns_the_smoothed_rows(rng, seed):
         oracles.gaussian_kl(zero, ppca_covariance(smooth), zero, other)
         for other in (learned, ppca_covariance(raw))
     )
-    assert off < apart / 5
-
-
-@pytest.mark.parametrize("energy", ["tilted", "linear"])
-def test_none_is_the_fit_without(rng, energy):
-    """Zero is zero, and the smallest width is another fit: also of what has a closed form."""
-    X = rng.standard_normal((60, 3))
-    plain, zero, some = (
-        quick(energy, **params).fit(X).score_samples(X)
-        for params in ({}, {"smoothing": 0.0}, {"smoothing": 0.1})
-    )
-    np.testing.assert_array_equal(plain, zero)
-    assert not np.array_equal(plain, some)
+    assert off < apart / 20
