@@ -6,7 +6,7 @@ import math
 import os
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils.validation import check_scalar
@@ -19,19 +19,26 @@ _SMALLEST = {
     "n_iter_no_change": 1,
 }
 _POSITIVE = ("learning_rate", "validation_fraction")
-_NOT_NEGATIVE = ("tol", "smoothing")
+_NOT_NEGATIVE = ("tol",)
 # Beside a mean over rows a prior counts for the less the more rows there are (docs/choices.md). A
 # row of which half is seen shows a quarter of the pairs of features, and it is pairs that tell how
 # features depend on each other (docs/missing.md).
 _DECAY_TIMES_ROWS, _SMALLEST_DECAY, _LARGEST_DECAY = 400.0, 0.03, 3.0
 # Small tables are learned, and over-learned, in fewer updates (docs/choices.md).
 _UPDATES_A_ROW, _FEWEST_UPDATES, _MOST_UPDATES = 3, 1500, 3000
-# Where the rows that are held out are missed most (docs/choices.md).
-_REFIT_BELOW = 1000
+# Fewer rows miss those that are held out most, and are soonest learned by heart (docs/choices.md).
+_FEW_ROWS = 1000
 # An unadjusted chain takes short steps, so it takes more of them. Beside a pool the energy changes
 # slowly, and half of the adjusted ones follow it as well (docs/choices.md).
 _DEFAULT_STEPS = {"mala": 4, "ula": 10}
 _DEFAULT_STEPS_BESIDE_POOL = {"mala": 2, "ula": 10}
+
+
+class Settled(NamedTuple):
+    """What "auto" marginals and smoothing are, where the table is not asked."""
+
+    marginals: str
+    smoothing: float
 
 
 def default_components(n_features: int) -> int:
@@ -55,6 +62,7 @@ def checked_options(
 ) -> dict[str, Any]:
     """The parameters of training, each validated and every default resolved.
 
+    But for "auto" smoothing, which remains where there are few enough rows to ask the table.
     ``share_of_pairs`` is that of the pairs of entries of a row that are both seen.
 
     Raises
@@ -65,7 +73,7 @@ def checked_options(
     options: dict[str, Any] = {
         "early_stopping": _flag("early_stopping", parameters["early_stopping"])
     }
-    options["refit"] = _flag("refit", parameters["refit"], auto=n_samples < _REFIT_BELOW)
+    options["refit"] = _flag("refit", parameters["refit"], auto=n_samples < _FEW_ROWS)
     _flag("warm_start", parameters["warm_start"])
     _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():
@@ -84,6 +92,9 @@ def checked_options(
     decay = default_weight_decay(n_samples, share_of_pairs)
     options["weight_decay"] = _real_or_auto(
         "weight_decay", parameters["weight_decay"], decay, zero=True
+    )
+    options["smoothing"] = _real_or_auto(
+        "smoothing", parameters["smoothing"], "auto" if n_samples < _FEW_ROWS else 0.0, zero=True
     )
     options["n_components"] = (
         default_components(n_features) if k is None else _integer("n_components", k, 1)

@@ -30,7 +30,7 @@ from ._callbacks import (
 )
 from ._format import checked, stamped
 from ._links import DocumentedMixin
-from ._parameters import checked_path
+from ._parameters import Settled, checked_path
 from ._warnings import warn_of
 from .diagnostics import complaints
 from .energies import EnergySpec, as_spec
@@ -158,14 +158,17 @@ class LVEBMEstimator(
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
         400 over the number of rows seen, within .03 and 3. Where entries are missing, a row counts
         by the share of its pairs of entries that are both seen.
-    smoothing : float, default=0
+    smoothing : float or "auto", default="auto"
         Width h of a Gaussian kernel about each row that is trained on, relative to how far its
         neighbours are: whenever a row is visited it is drawn anew from N(x, h² S), where S is the
         covariance, about x, of its ten nearest other rows, in the units that the model learns in
-        (manifold Parzen windows [2]_). 0 trains on the rows themselves. For tables of few rows:
-        some gain more than a nat a row by .2 or .4, others lose as much, so let a search choose.
-        Of tables of many features or with missing entries it takes time quadratic in the rows to
-        find the neighbours. Rows held out, and those that ``score`` is asked of, stay as they are.
+        (manifold Parzen windows [2]_). 0 trains on the rows themselves. Some tables of few rows
+        gain more than a nat a row, others lose as much: "auto" takes .2, .4 or .8 where a short fit
+        of the reference leaves held-out rows more likely than one of half the width or of none, the
+        same for any ``random_state``. Only ``fit`` of fewer than 1,000 rows with a tilted energy
+        asks: everything else has 0. Of tables of many features or with missing entries it takes
+        time quadratic in the rows to find the neighbours. Rows held out, and those that ``score``
+        is asked of, stay as they are.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
@@ -185,8 +188,8 @@ class LVEBMEstimator(
         stopping all rows are trained on anyway.
     warm_start : bool, default=False
         Go on from the fitted model, training reference and tilt together, instead of starting anew.
-        ``energy``, ``n_components`` and ``pool_size`` must then be what they were; the units, and
-        ``marginals_``, stay.
+        ``energy``, ``n_components`` and ``pool_size`` must then be what they were; the units and
+        ``marginals_`` stay, and so does ``smoothing_`` where "auto".
     random_state : int, RandomState instance or None, default=None
         Seeds the initial weights, the validation split, the batches, both flows, log Z, and the
         noise of every later answer. None takes a fresh seed from the operating system; the global
@@ -201,8 +204,8 @@ class LVEBMEstimator(
         seed of the file. One file serves one fit at a time: give none in a search, whose fits would
         share it. ``partial_fit`` writes none.
     verbose : int, default=0
-        1 prints a line a stage, 2 a line an evaluation; either says which marginals were taken,
-        unless none but "gaussian" ones could be.
+        1 prints a line a stage, 2 a line an evaluation; either says which marginals and which
+        smoothing were taken, where short fits were asked.
 
     Attributes
     ----------
@@ -220,6 +223,8 @@ class LVEBMEstimator(
         of the training on all rows come after the others.
     marginals_ : {"gaussian", "mixture"}
         What the features are taken for.
+    smoothing_ : float
+        Width of the kernel about each row that was trained on.
     log_partition_ : float
         log Z in nats: what ``score_samples`` subtracts.
     log_partition_std_ : float
@@ -271,6 +276,7 @@ class LVEBMEstimator(
     n_iter_: int
     history_: list[dict[str, Any]]
     marginals_: str
+    smoothing_: float
     _random_state: np.random.RandomState
 
     def __init__(
@@ -289,7 +295,7 @@ class LVEBMEstimator(
         step_size="auto",
         learning_rate=1e-2,
         weight_decay="auto",
-        smoothing=0,
+        smoothing="auto",
         tol=1e-2,
         n_iter_no_change=12,
         validation_fraction=0.1,
@@ -387,7 +393,7 @@ class LVEBMEstimator(
                 X,
                 weight,
                 start=self._model if continued else None,
-                auto_marginals=self.marginals_ if continued else None,
+                settled=self._settled if continued else None,
                 path=checked_path("checkpoint", self.checkpoint),
             )
         # Where warnings are errors, they come after a fit that is there to stay.
@@ -398,10 +404,10 @@ class LVEBMEstimator(
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch; the first call starts the model.
 
-        The first batch sets the units (standardised where ``marginals`` is "auto"), starts at
-        probabilistic PCA and trains in stages, as :meth:`fit` does; later ones train reference and
-        tilt together. Batches are not held out from. A pass is as many updates as batches of
-        ``batch_size`` make up the sum of the weights: let these average to one.
+        The first batch sets the units (standardised where ``marginals`` is "auto"; "auto" smoothing
+        is 0), starts at probabilistic PCA and trains in stages, as :meth:`fit` does; later ones
+        train reference and tilt together. Batches are not held out from. A pass is as many updates
+        as batches of ``batch_size`` make up the sum of the weights: let these average to one.
 
         Parameters
         ----------
@@ -438,7 +444,7 @@ class LVEBMEstimator(
                 X,
                 weight,
                 start=None if first else self._model,
-                auto_marginals="gaussian" if first else self.marginals_,
+                settled=Settled("gaussian", 0.0) if first else self._settled,
                 before=before,
                 max_iter=n_updates,
                 early_stopping=False,
@@ -510,7 +516,7 @@ class LVEBMEstimator(
         weight: NDArray,
         *,
         start: Model | None,
-        auto_marginals: str | None,
+        settled: Settled | None,
         path: Path | None = None,
         before: _Before = _NOTHING,
         **overrides: Any,
@@ -525,7 +531,7 @@ class LVEBMEstimator(
             X,
             weight,
             n_samples=self.n_samples_seen_,
-            auto=auto_marginals,
+            settled=settled,
             **overrides,
         )
         if start is not None:
@@ -546,6 +552,7 @@ class LVEBMEstimator(
             path=path,
         )
         self._maps, self.marginals_ = fit.units.maps, fit.units.marginals
+        self.smoothing_ = fit.form.options.smoothing
         self.device_ = str(device)
         self.n_components_ = self._n_features_out = form.options.n_components
         report = self._reporter(X, fit.n_evaluations, group, screen, before)
@@ -554,6 +561,11 @@ class LVEBMEstimator(
         self.__dict__.update(_attributes(result, before))
         fit.close()
         return self._complaints(result.outcome.stopped)
+
+    @property
+    def _settled(self) -> Settled:
+        """What a fit that goes on from this one takes for "auto"."""
+        return Settled(self.marginals_, self.smoothing_)
 
     def _reporter(
         self, X: NDArray, n_evaluations: int, group: Group, screen: Screen, before: _Before

@@ -1,4 +1,4 @@
-"""A fit under way: its form, the marginals it settles on, the file it is kept in, its training.
+"""A fit under way: its form, what pilots settle, the file it is kept in, its training.
 
 The estimator has the user's parameters and table; a trainer has rows as the energy sees them. A fit
 leads from the one to the other.
@@ -21,7 +21,7 @@ from sklearn.base import clone
 from . import __version__
 from ._arrays import to_numpy
 from ._callbacks import Screen
-from ._parameters import checked_choice, checked_options
+from ._parameters import Settled, checked_choice, checked_options
 from .checkpoint import Checkpoint, Progress, described, digest
 from .distributed import Group
 from .energies import EnergySpec, as_spec
@@ -36,14 +36,16 @@ _MARGINALS = ("auto", "gaussian", "mixture")
 
 
 class Form(NamedTuple):
-    """What is to be fitted, its automatic parameters settled; only pilots settle "auto" marginals.
+    """What is to be fitted, its automatic parameters settled, but for what pilots are to say.
 
-    The specification is a copy: what the user sets on theirs afterwards is for the next fit.
+    That are "auto" marginals, and the smoothing if ``weighs_smoothing``. The specification is a
+    copy: what the user sets on theirs afterwards is for the next fit.
     """
 
     spec: EnergySpec
     options: Options
     marginals: str
+    weighs_smoothing: bool
 
     @classmethod
     def checked(
@@ -53,7 +55,7 @@ class Form(NamedTuple):
         weight: NDArray,
         *,
         n_samples: float,
-        auto: str | None = None,
+        settled: Settled | None = None,
         **overrides: Any,
     ) -> Form:
         """The estimator's parameters for a table of distinct rows ``X (n, d)`` and their weights.
@@ -62,8 +64,8 @@ class Form(NamedTuple):
         ----------
         n_samples : float
             Rows that automatic parameters count: those of earlier batches, too.
-        auto : str, optional
-            What automatic marginals are, where that is known already.
+        settled : Settled, optional
+            Where it is known already; pilots are not asked then.
         **overrides
             Options that are given, whatever the parameters say.
 
@@ -82,8 +84,11 @@ class Form(NamedTuple):
         marginals = checked_choice("marginals", parameters["marginals"], _MARGINALS)
         if marginals == "auto":
             weighs = spec.weighs_marginals(X.shape[1])
-            marginals = auto or ("auto" if weighs else "gaussian")
-        return cls(spec, Options(**{**options, **overrides}), marginals)
+            marginals = settled.marginals if settled else "auto" if weighs else "gaussian"
+        weighs_smoothing = options["smoothing"] == "auto" and not settled and spec.weighs_smoothing
+        if options["smoothing"] == "auto":
+            options["smoothing"] = settled.smoothing if settled else 0.0
+        return cls(spec, Options(**{**options, **overrides}), marginals, weighs_smoothing)
 
     def continuing(self, start: Model, marginals: str) -> Form:
         """The same for a fit that goes on from ``start`` and its ``marginals``, and keeps its form.
@@ -124,7 +129,8 @@ class Fit:
         How often each row counts.
     form : Form
     units : Units
-        With the maps of ``start``, where it goes on from a model; else they are settled here.
+        With the maps of ``start``, where it goes on from a model; else they are settled here, as
+        the smoothing is.
     random_state : RandomState
         What the fit draws its seeds from. It goes back to where the file says, if there is one.
     seed : int, RandomState instance or None
@@ -139,8 +145,9 @@ class Fit:
 
     Attributes
     ----------
+    form : Form
     units : Units
-        With the maps that were settled on.
+        Both as they were settled.
 
     Raises
     ------
@@ -168,23 +175,25 @@ class Fit:
         checkpoint = self._checkpoint(X, weight, seed, path)
         self._progress = Progress(checkpoint, random_state, group)
         if start is None:
-            self.units = self._settled(X, weight)
+            self._settle(X, weight)
             if form.marginals != "gaussian":
                 screen.tell(f"marginals: {self.units.marginals}")
+            if form.weighs_smoothing:
+                screen.tell(f"smoothing: {self.form.options.smoothing:g}")
         x = self.units.to_model(X)
         self._trainer_of = partial(
             Trainer,
             x,
             weight,
-            form.spec,
+            self.form.spec,
             random_state=random_state,
             device=device,
             start=start,
             group=group,
             log_slope=self.units.log_slope(x),
         )
-        self._trainer = self._trainer_of(form.options)
-        self._refits = form.options.refit and self._trainer.held_out is not None
+        self._trainer = self._trainer_of(self.form.options)
+        self._refits = self.form.options.refit and self._trainer.held_out is not None
 
     @property
     def n_evaluations(self) -> int:
@@ -241,6 +250,7 @@ class Fit:
         identity = asdict(form.options) | {
             "energy": described(form.spec),
             "marginals": form.marginals,
+            "weighs smoothing": form.weighs_smoothing,
             "device": self.device.type,
             "sklvebm": __version__,
             "random_state": int(seed) if isinstance(seed, Integral) else "no integer",
@@ -256,9 +266,13 @@ class Fit:
         group.agree(identity)
         return None if path is None else Checkpoint(path, identity)
 
-    def _settled(self, X: NDArray, weight: NDArray) -> Units:
-        """With the maps that the marginals want, asked of pilots where these may say."""
-        x, form = self.units.standardised(X), self.form
+    def _settle(self, X: NDArray, weight: NDArray) -> None:
+        """Take the maps that the marginals want, and the smoothing, asked of pilots if need be."""
+        x, form, settled = self.units.standardised(X), self.form, self._progress.settled
         pilots = Pilots(x, weight, form.spec, form.options, self.device)
-        knots = self._progress.settled("knots", lambda: pilots.knots(form.marginals))
-        return replace(self.units, maps=None if knots is None else MarginalMaps(to_numpy(knots)))
+        knots = settled("knots", lambda: pilots.knots(form.marginals))
+        maps = None if knots is None else MarginalMaps(to_numpy(knots))
+        self.units = replace(self.units, maps=maps)
+        if form.weighs_smoothing:
+            width = settled("smoothing", lambda: pilots.smoothing(maps))
+            self.form = form._replace(options=replace(form.options, smoothing=width))

@@ -1,10 +1,13 @@
-"""Whether a model finds more in the features as they are, or in what marginal maps make of them.
+"""What short fits of the reference alone say of the fit that is to come: marginals and smoothing.
 
 A map that widens the spikes of a feature bends what hangs together with others, and a long fit
-learns most of what the map would have told it. So both are tried on two short fits each, of the
-reference alone, one four times as long as the other. What held-out rows gain by the maps falls by
+learns most of what the map would have told it. So features as they are and mapped are tried on two
+short fits each, one four times as long as the other. What held-out rows gain by the maps falls by
 about as much with each doubling of the updates, and is carried on so to the length of the fit that
 is to come.
+
+Rows that are learned by heart want wider kernels about them, others lose by any. Fits of two
+hundred updates tell these apart, and wider kernels are tried as long as held-out rows gain.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +39,8 @@ _MOST_ROWS, _HELD_OUT = 4096, 1 / 4
 # Standard errors of the gain that the maps must bring; and how far from the median, in robust
 # standard deviations, that of a row may count: one row that gains much makes no mean less sure.
 _SURE, _FARTHEST, _MAD_TO_STD = 2.0, 3.0, 1.4826
+# Widths of kernels about rows, from none on.
+_WIDTHS = (0.0, 0.2, 0.4, 0.8)
 # A table has one answer, whatever the seed of the fit.
 _SEED = 0
 
@@ -58,6 +63,10 @@ class _Judged(NamedTuple):
     x: NDArray
     weight: NDArray
     log_prob: NDArray
+
+    @property
+    def mean(self) -> float:
+        return float(np.average(self.log_prob, weights=self.weight))
 
 
 class Gain(NamedTuple):
@@ -86,6 +95,7 @@ class Pilots:
     spec: EnergySpec
     options: Options
     device: torch.device
+    _found: dict[tuple[bool, int, float], _Judged | None] = field(default_factory=dict, repr=False)
 
     def knots(self, marginals: str) -> Tensor | None:
         """Of the maps that ``marginals`` stands for; None where it stands for none.
@@ -104,12 +114,11 @@ class Pilots:
         if n <= _MOST_ROWS:
             return self
         some = np.sort(np.random.RandomState(_SEED).choice(n, _MOST_ROWS, replace=False))
-        return replace(self, X=self.X[some], weight=self.weight[some])
+        return replace(self, X=self.X[some], weight=self.weight[some], _found={})
 
     def prefer(self, maps: MarginalMaps) -> bool:
         """Whether held-out rows are to gain by ``maps``, by two standard errors of the mean."""
-        total = self._reference_updates()
-        long = max(2, min(_MOST_UPDATES, round(total)))
+        total, long = self._reference_updates(), self._most_updates()
         short = max(1, long // _RATIO)
         try:
             early, late = (self.gain(maps, length) for length in (short, long))
@@ -123,6 +132,27 @@ class Pilots:
         mean = share @ gain
         return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
 
+    def smoothing(self, maps: MarginalMaps | None) -> float:
+        """The width, of ``_WIDTHS``, up to which held-out rows gain ``tol`` or more by each.
+
+        None at all where the fit leaves the reference as it is.
+        """
+        n_updates, best, taken = self._most_updates(), -math.inf, 0.0
+        if self._reference_updates() < 1:
+            return taken
+        for width in _WIDTHS:
+            try:
+                judged = self._judged(maps, n_updates, width)
+            except DivergenceError:
+                break
+            if judged is None or not judged.mean > best + self.options.tol:
+                break
+            best, taken = judged.mean, width
+        return taken
+
+    def _most_updates(self) -> int:
+        return max(2, min(_MOST_UPDATES, round(self._reference_updates())))
+
     def _reference_updates(self) -> float:
         generator = generator_from_seed(_SEED, torch.device("cpu"))
         energy = self.spec.build(self.X.shape[1], self.options.n_components, generator=generator)
@@ -130,15 +160,27 @@ class Pilots:
 
     def gain(self, maps: MarginalMaps, n_updates: int) -> Gain | None:
         """The difference after ``n_updates``; None where the table is too small to hold out of."""
-        plain, mapped = (self._judged(x, n_updates) for x in (self.X, maps.forward(self.X)))
+        plain, mapped = (self._judged(by, n_updates) for by in (None, maps))
         if plain is None or mapped is None:
             return None
         change = np.nansum(maps.log_slope(mapped.x), 1)
         return Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
 
-    def _judged(self, x: NDArray, n_updates: int) -> _Judged | None:
+    def _judged(
+        self, maps: MarginalMaps | None, n_updates: int, smoothing: float | None = None
+    ) -> _Judged | None:
+        """Held-out rows after a pilot on the features, or on what ``maps`` make of them."""
+        width = self.options.smoothing if smoothing is None else smoothing
+        key = maps is not None, n_updates, width
+        if key not in self._found:
+            x = self.X if maps is None else maps.forward(self.X)
+            self._found[key] = self._tried(x, n_updates, width)
+        return self._found[key]
+
+    def _tried(self, x: NDArray, n_updates: int, smoothing: float) -> _Judged | None:
         options = replace(
             self.options,
+            smoothing=smoothing,
             max_iter=n_updates,
             early_stopping=True,
             validation_fraction=max(self.options.validation_fraction, _HELD_OUT),

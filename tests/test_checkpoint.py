@@ -26,7 +26,7 @@ def quick(**params):
     # Batches far smaller than the table: an interruption falls within a pass over it.
     small = {"n_components": 1, "energy": energy, "max_iter": 30, "pool_size": 64, "batch_size": 2}
     # No pilots before it, which test_marginals.py interrupts, and no second training after it.
-    alone = {"marginals": "gaussian", "refit": False}
+    alone = {"marginals": "gaussian", "smoothing": 0, "refit": False}
     return LVEBMEstimator(**small | alone | {"random_state": 0} | params)
 
 
@@ -264,6 +264,7 @@ model = LVEBMEstimator(
     max_iter=30,
     pool_size=64,
     batch_size=2,
+    smoothing=0,
     refit=False,
     random_state=0,
     checkpoint=sys.argv[1],

@@ -29,6 +29,7 @@ KINDS = {
     "isotropic": {"energy": TiltedEnergy((16,), (16,), noise="isotropic")},
     "mixed": {"energy": TiltedEnergy((16,), (16,), mixing=True, n_frequencies=0)},
     "linear": {"energy": LinearEnergy(init="random")},
+    "smoothed": {"smoothing": 0.4},
 }
 
 
@@ -42,6 +43,7 @@ def X(rng):
 def fitted(X, **params):
     start = {"energy": TiltedEnergy((16,), (16,)), "max_iter": 120, "pool_size": 256}
     start |= {"n_components": 2, "random_state": 0, "device": "cuda", "batch_size": 32}
+    start |= {"smoothing": 0}
     return LVEBMEstimator(**start | params).fit(X)
 
 

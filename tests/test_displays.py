@@ -35,8 +35,9 @@ def _no_window_and_no_figure_left():
 
 
 def quick(n_components=2, **params):
-    short = {"max_iter": 40, "pool_size": 128, "refit": False, "random_state": 0}
-    return LVEBMEstimator(n_components, **short | params)
+    short = {"max_iter": 40, "pool_size": 128, "random_state": 0}
+    once = {"refit": False, "smoothing": 0}
+    return LVEBMEstimator(n_components, **short | once | params)
 
 
 @pytest.fixture(scope="module")

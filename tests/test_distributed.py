@@ -28,6 +28,7 @@ SMALL = {
     "energy": ENERGY,
     "pool_size": 128,
     "refit": False,
+    "smoothing": 0,
     "random_state": 0,
 }
 EXACT = {

@@ -295,7 +295,7 @@ def bimodal(rng, n, d=5):
 def quick(**params):
     energy = TiltedEnergy((8,), (8,))
     small = {"n_components": 2, "energy": energy, "max_iter": 60, "pool_size": 64}
-    return LVEBMEstimator(**small | {"refit": False, "random_state": 0} | params)
+    return LVEBMEstimator(**small | {"refit": False, "smoothing": 0, "random_state": 0} | params)
 
 
 class TestChoice:

@@ -6,11 +6,14 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer, load_wine
 from small import quick
 from statistical import assert_close_to
 
-from sklvebm import LinearEnergy
+from sklvebm import LinearEnergy, TiltedEnergy
+from sklvebm.pilot import Pilots
 from sklvebm.rows import Rows
+from sklvebm.saddle import DivergenceError, Saddle
 from sklvebm.smoothing import ParzenWindows
 
 N_NEIGHBORS = 10
@@ -115,3 +118,142 @@ def test_a_fit_learns_the_smoothed_rows(rng, seed):
         for other in (learned, ppca_covariance(raw))
     )
     assert off < apart / 20
+
+
+def gridded(rng):
+    """Corners of a cube."""
+    return np.sign(rng.standard_normal((300, 5))) + 0.02 * rng.standard_normal((300, 5))
+
+
+def automatic(**params):
+    return quick(**{"smoothing": "auto"} | params)
+
+
+def pilots_that_find(monkeypatch, means):
+    """Held-out means by width; returns the list of those that are asked for."""
+    asked = []
+
+    def tried(self, x, n_updates, smoothing):
+        asked.append(smoothing)
+        mean = means[smoothing]
+        if isinstance(mean, Exception):
+            raise mean
+        return None if mean is None else Judged(mean)
+
+    monkeypatch.setattr(Pilots, "_tried", tried)
+    return asked
+
+
+class Judged(float):
+    @property
+    def mean(self):
+        return float(self)
+
+
+class TestAuto:
+    def test_rows_that_would_be_learned_by_heart(self):
+        table = load_wine().data
+        X, fresh = table[::2], table[1::2]
+        params = {"energy": TiltedEnergy((32,), (8,)), "max_iter": 200, "marginals": "gaussian"}
+        auto, none = automatic(**params).fit(X), quick(**params).fit(X)
+        assert auto.smoothing_ > 0
+        assert auto.score(fresh) > none.score(fresh)
+        assert automatic(**params, random_state=5).fit(X).smoothing_ == auto.smoothing_
+        given = quick(**params, smoothing=auto.smoothing_).fit(X)
+        np.testing.assert_array_equal(given.score_samples(fresh), auto.score_samples(fresh))
+
+    def test_rows_that_kernels_blur(self):
+        """Area and radius, for instance, lie on a thin curve."""
+        params = {"energy": TiltedEnergy((32,), (8,)), "max_iter": 200, "marginals": "gaussian"}
+        X = load_breast_cancer().data[::2]
+        auto, none = automatic(**params).fit(X), quick(**params).fit(X)
+        assert auto.smoothing_ == 0
+        np.testing.assert_array_equal(none.score_samples(X), auto.score_samples(X))
+
+    @pytest.mark.parametrize(
+        ("means", "taken"),
+        [
+            ({0.0: 0.0, 0.2: -0.1}, 0.0),
+            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.1}, 0.2),
+            # A hundredth of a nat is no gain.
+            ({0.0: 0.0, 0.2: 0.009}, 0.0),
+            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.3, 0.8: 0.2}, 0.4),
+            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.3, 0.8: 0.4}, 0.8),
+            # Pilots that fail, and tables too small to hold rows out of.
+            ({0.0: 0.0, 0.2: DivergenceError("no")}, 0.0),
+            ({0.0: DivergenceError("no")}, 0.0),
+            ({0.0: None}, 0.0),
+        ],
+    )
+    def test_widths_are_tried_while_held_out_rows_gain(self, rng, monkeypatch, means, taken):
+        asked = pilots_that_find(monkeypatch, means)
+        model = automatic(max_iter=3, marginals="gaussian").fit(rng.standard_normal((40, 5)))
+        assert model.smoothing_ == taken
+        assert asked == list(means)
+
+    @pytest.mark.parametrize(
+        ("n", "params", "taken"),
+        [
+            (1000, {}, 0.0),
+            (40, {"energy": "linear"}, 0.0),
+            (40, {"energy": "free"}, 0.0),
+            # The tilt alone is learned.
+            (40, {"n_components": 3}, 0.0),
+            (40, {"smoothing": 0.3}, 0.3),
+            (40, {"smoothing": 0}, 0.0),
+        ],
+    )
+    def test_where_nothing_is_asked(self, rng, monkeypatch, n, params, taken):
+        monkeypatch.setattr(Pilots, "_tried", None)
+        model = automatic(**{"max_iter": 3, "marginals": "gaussian"} | params)
+        assert model.fit(rng.standard_normal((n, 3))).smoothing_ == taken
+
+    def test_pilots_are_shared_with_the_marginals(self, rng, monkeypatch, capsys):
+        calls, tried = [], Pilots._tried
+
+        def counted(self, x, n_updates, smoothing):
+            calls.append((n_updates, smoothing))
+            return tried(self, x, n_updates, smoothing)
+
+        monkeypatch.setattr(Pilots, "_tried", counted)
+        # Three quarters of the updates are the reference's.
+        model = automatic(max_iter=80, verbose=1, marginals="auto").fit(gridded(rng))
+        assert calls[:5] == [(15, 0.0)] * 2 + [(60, 0.0)] * 2 + [(60, 0.2)]
+        assert (60, 0.0) not in calls[5:]
+        told = capsys.readouterr().out
+        assert f"marginals: {model.marginals_}" in told
+        assert f"smoothing: {model.smoothing_:g}" in told
+
+    def test_a_fit_that_goes_on_keeps_its_width(self, rng, monkeypatch):
+        X = rng.standard_normal((40, 5))
+        pilots_that_find(monkeypatch, {0.0: 0.0, 0.2: 1.0, 0.4: 0.5})
+        model = automatic(max_iter=3, marginals="gaussian", warm_start=True).fit(X)
+        monkeypatch.setattr(Pilots, "smoothing", None)
+        assert model.fit(X).smoothing_ == 0.2
+        assert model.partial_fit(X[:10]).smoothing_ == 0.2
+        assert model.set_params(smoothing=0.5).fit(X).smoothing_ == 0.5
+        # The first batch is not asked.
+        assert automatic(max_iter=3).partial_fit(X).smoothing_ == 0.0
+
+    def test_an_interrupted_fit_does_not_ask_again(self, rng, monkeypatch, tmp_path):
+        X = rng.standard_normal((60, 5))
+        pilots_that_find(monkeypatch, {0.0: 0.0, 0.2: 1.0, 0.4: 0.5})
+        params = {"max_iter": 40, "marginals": "gaussian"}
+        expected = automatic(**params).fit(X)
+        path, update, calls = tmp_path / "fit", Saddle.update, []
+
+        def interrupted(self, run):
+            calls.append(run.stage.name)
+            if calls.count("tilt") == 8:
+                raise KeyboardInterrupt
+            return update(self, run)
+
+        model = automatic(**params, checkpoint=path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Saddle, "update", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(X)
+        assert path.exists()
+        monkeypatch.setattr(Pilots, "smoothing", None)
+        assert model.fit(X).smoothing_ == expected.smoothing_ == 0.2
+        np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))

@@ -55,6 +55,11 @@ class EnergySpec(DocumentedMixin, BaseEstimator, ABC):
         """Whether automatic marginals are asked for, or the features standardised and no more."""
         return False
 
+    @property
+    def weighs_smoothing(self) -> bool:
+        """Whether automatic smoothing is asked for, or rows trained on as they are."""
+        return False
+
     def _checked_min_scale(self) -> float:
         value = self.min_scale
         if not (isinstance(value, Real) and math.isfinite(value) and value > 0):

@@ -130,6 +130,11 @@ class TiltedEnergy(EnergySpec):
         """
         return checked_frequencies(self.n_frequencies, n_features) == 0 and not self._is_isotropic()
 
+    @property
+    def weighs_smoothing(self) -> bool:
+        """Always: the networks of the reference learn few rows by heart."""
+        return True
+
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator
     ) -> JointEnergy:
