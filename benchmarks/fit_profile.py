@@ -20,7 +20,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("wine", "digits", "50,000 × 30")
-PARTS = ("marginals", "latents", "pool", "gradient", "evaluations", "finish")
+PARTS = ("pilots", "latents", "pool", "gradient", "evaluations", "finish")
 
 
 def rows_of(name: str) -> np.ndarray:
@@ -41,7 +41,7 @@ def timed_parts() -> dict[str, float]:
     """Seconds by part, counted from now on in this process.
 
     A second belongs to the innermost part that it is spent in; those of the pilots, which are fits
-    too, all to the marginals.
+    too, all to the pilots.
     """
     from sklvebm import training
     from sklvebm.particles import JointPool, LangevinParticles
@@ -54,7 +54,7 @@ def timed_parts() -> dict[str, float]:
         call = getattr(owner, name)
 
         def counted(*args, **kwargs):
-            if "marginals" in under_way:
+            if "pilots" in under_way:
                 return call(*args, **kwargs)
             under_way.append(part)
             start = time.perf_counter()
@@ -70,7 +70,10 @@ def timed_parts() -> dict[str, float]:
         setattr(owner, name, counted)
 
     if importlib.util.find_spec("sklvebm.pilot"):  # not in the code of before
-        count(importlib.import_module("sklvebm.pilot").Pilots, "knots", "marginals")
+        pilots = importlib.import_module("sklvebm.pilot").Pilots
+        for question in ("knots", "smoothing"):
+            if hasattr(pilots, question):
+                count(pilots, question, "pilots")
     # In the code of before, a visit was one call.
     visit = "move" if hasattr(LangevinParticles, "move") else "advance"
     count(LangevinParticles, visit, "latents")
