@@ -163,7 +163,7 @@ class LVEBMEstimator(
         neighbours are: whenever a row is visited it is drawn anew from N(x, h² S), where S is the
         covariance, about x, of its ten nearest other rows, in the units that the model learns in
         (manifold Parzen windows [2]_). 0 trains on the rows themselves. Some tables of few rows
-        gain more than a nat a row, others lose as much: "auto" takes .2, .4 or .8 where a short fit
+        gain more than a nat a row, others lose as much: "auto" takes .2, or .4, where a short fit
         of the reference leaves held-out rows more likely than one of half the width or of none, the
         same for any ``random_state``. Only ``fit`` of fewer than 1,000 rows with a tilted energy
         asks: everything else has 0. Of tables of many features or with missing entries it takes

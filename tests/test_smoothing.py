@@ -177,8 +177,7 @@ class TestAuto:
             ({0.0: 0.0, 0.2: 0.1, 0.4: 0.1}, 0.2),
             # A hundredth of a nat is no gain.
             ({0.0: 0.0, 0.2: 0.009}, 0.0),
-            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.3, 0.8: 0.2}, 0.4),
-            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.3, 0.8: 0.4}, 0.8),
+            ({0.0: 0.0, 0.2: 0.1, 0.4: 0.3}, 0.4),
             # Pilots that fail, and tables too small to hold rows out of.
             ({0.0: 0.0, 0.2: DivergenceError("no")}, 0.0),
             ({0.0: DivergenceError("no")}, 0.0),
