@@ -163,12 +163,12 @@ class LVEBMEstimator(
         neighbours are: whenever a row is visited it is drawn anew from N(x, h² S), where S is the
         covariance, about x, of its ten nearest other rows, in the units that the model learns in
         (manifold Parzen windows [2]_). 0 trains on the rows themselves. Some tables of few rows
-        gain more than a nat a row, others lose as much: "auto" takes .2, or .4, where a short fit
-        of the reference leaves held-out rows more likely than one of half the width or of none, the
-        same for any ``random_state``. Only ``fit`` of fewer than 1,000 rows with a tilted energy
-        asks: everything else has 0. Of tables of many features or with missing entries it takes
-        time quadratic in the rows to find the neighbours. Rows held out, and those that ``score``
-        is asked of, stay as they are.
+        gain more than a nat a row, others lose as much: "auto" takes .2 where held-out rows are
+        more likely after a short fit of the reference with that than without, and .4 where they
+        gain by that too, the same for any ``random_state``. Only ``fit`` of fewer than 1,000 rows
+        with a tilted energy asks: everything else has 0. Of tables of many features or with missing
+        entries it takes time quadratic in the rows to find the neighbours. Rows held out, and those
+        that ``score`` is asked of, stay as they are.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
     n_iter_no_change : int, default=12
