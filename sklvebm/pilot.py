@@ -137,12 +137,12 @@ class Pilots:
 
         None at all where the fit leaves the reference as it is.
         """
-        n_updates, best, taken = self._most_updates(), -math.inf, 0.0
+        pilots, n_updates, best, taken = self.thinned(), self._most_updates(), -math.inf, 0.0
         if self._reference_updates() < 1:
             return taken
         for width in _WIDTHS:
             try:
-                judged = self._judged(maps, n_updates, width)
+                judged = pilots._judged(maps, n_updates, width)
             except DivergenceError:
                 break
             if judged is None or not judged.mean > best + self.options.tol:
