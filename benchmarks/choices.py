@@ -1,6 +1,6 @@
 """What the defaults that are not obvious are worth: each against its alternative, side by side.
 
-Run ``python benchmarks/choices.py`` (about twenty minutes on two cores, a fit on each). It prints
+Run ``python benchmarks/choices.py`` (about an hour on two cores, a fit on each). It prints
 the table, writes ``benchmarks/results/choices.json`` and puts the table into ``docs/choices.md``.
 ``--only casp`` measures the cells of that name anew, and leaves the others as they are.
 """

@@ -6,8 +6,8 @@ short fits each, one four times as long as the other. What held-out rows gain by
 about as much with each doubling of the updates, and is carried on so to the length of the fit that
 is to come.
 
-Rows that are learned by heart want wider kernels about them, others lose by any. Fits of two
-hundred updates tell these apart, and wider kernels are tried as long as held-out rows gain.
+Rows that are learned by heart want kernels about them, others lose by any. Few rows are learned by
+heart soon, so that a short fit shows it, and wider kernels are tried as long as held-out rows gain.
 """
 
 from __future__ import annotations
@@ -160,17 +160,15 @@ class Pilots:
 
     def gain(self, maps: MarginalMaps, n_updates: int) -> Gain | None:
         """The difference after ``n_updates``; None where the table is too small to hold out of."""
-        plain, mapped = (self._judged(by, n_updates) for by in (None, maps))
+        width = self.options.smoothing
+        plain, mapped = (self._judged(by, n_updates, width) for by in (None, maps))
         if plain is None or mapped is None:
             return None
         change = np.nansum(maps.log_slope(mapped.x), 1)
         return Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
 
-    def _judged(
-        self, maps: MarginalMaps | None, n_updates: int, smoothing: float | None = None
-    ) -> _Judged | None:
+    def _judged(self, maps: MarginalMaps | None, n_updates: int, width: float) -> _Judged | None:
         """Held-out rows after a pilot on the features, or on what ``maps`` make of them."""
-        width = self.options.smoothing if smoothing is None else smoothing
         key = maps is not None, n_updates, width
         if key not in self._found:
             x = self.X if maps is None else maps.forward(self.X)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.datasets import load_iris
+from small import interrupted
 from statistical import assert_close_to, assert_rejects
 
 from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy
@@ -17,7 +18,7 @@ from sklvebm.heldout import HeldOut
 from sklvebm.marginals import MarginalMaps, _best_mixtures, _parts
 from sklvebm.pilot import Gain, Pilots
 from sklvebm.rows import distinct_rows
-from sklvebm.saddle import DivergenceError, Saddle
+from sklvebm.saddle import DivergenceError
 
 # Variance that every component gains, as a standard deviation, and the least that one has.
 WIDENED, NARROWEST = 0.25, 0.01
@@ -427,20 +428,9 @@ class TestContinuing:
     def test_a_fit_that_goes_on_does_not_ask_again(self, X, tmp_path, monkeypatch):
         expected = quick().fit(X)
         path = tmp_path / "fit"
-        update, calls = Saddle.update, []
-
-        def interrupted(self, run):
-            calls.append(run.stage.name)
-            # The pilots have no tilt.
-            if calls.count("tilt") == 9:
-                raise KeyboardInterrupt
-            return update(self, run)
-
         model = quick(checkpoint=path)
-        with monkeypatch.context() as patch:
-            patch.setattr(Saddle, "update", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                model.fit(X)
+        with interrupted(monkeypatch, "tilt", 9):
+            model.fit(X)
         assert path.exists()
         monkeypatch.setattr(Pilots, "prefer", None)
         model.fit(X)

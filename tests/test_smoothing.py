@@ -7,13 +7,13 @@ import oracles
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_wine
-from small import quick
+from small import interrupted, quick
 from statistical import assert_close_to
 
 from sklvebm import LinearEnergy, TiltedEnergy
 from sklvebm.pilot import Pilots
 from sklvebm.rows import Rows
-from sklvebm.saddle import DivergenceError, Saddle
+from sklvebm.saddle import DivergenceError
 from sklvebm.smoothing import ParzenWindows
 
 N_NEIGHBORS = 10
@@ -239,19 +239,10 @@ class TestAuto:
         pilots_that_find(monkeypatch, {0.0: 0.0, 0.2: 1.0, 0.4: 0.5})
         params = {"max_iter": 40, "marginals": "gaussian"}
         expected = automatic(**params).fit(X)
-        path, update, calls = tmp_path / "fit", Saddle.update, []
-
-        def interrupted(self, run):
-            calls.append(run.stage.name)
-            if calls.count("tilt") == 8:
-                raise KeyboardInterrupt
-            return update(self, run)
-
+        path = tmp_path / "fit"
         model = automatic(**params, checkpoint=path)
-        with monkeypatch.context() as patch:
-            patch.setattr(Saddle, "update", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                model.fit(X)
+        with interrupted(monkeypatch, "tilt", 8):
+            model.fit(X)
         assert path.exists()
         monkeypatch.setattr(Pilots, "smoothing", None)
         assert model.fit(X).smoothing_ == expected.smoothing_ == 0.2
