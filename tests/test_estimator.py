@@ -355,6 +355,15 @@ class TestCustomEnergy:
         assert fits[0].score(X) == fits[1].score(X)
         assert all(map(torch.equal, states(), before))
 
+    def test_it_is_answered_from_as_it_is(self, generator):
+        """A thin Gaussian that is added and taken away again would cost the last digits."""
+        joint = CustomEnergy(Quadratic).build(4, 2, generator=generator)
+        with torch.no_grad():
+            joint.reference.log_scale.fill_(np.log(1e-3))
+        x, z = (torch.randn(50, m, generator=generator) for m in (4, 2))
+        torch.testing.assert_close(joint(x, z), joint.tilt.module(x, z))
+        torch.testing.assert_close(joint.posterior(x)(z[:, None])[:, 0], -joint.tilt.module(x, z))
+
     def test_an_instance_is_refused(self, X):
         with pytest.raises(TypeError, match="class or a factory"):
             quick(energy=Quadratic(4, 2)).fit(X)

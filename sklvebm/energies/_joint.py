@@ -37,6 +37,9 @@ class JointEnergy(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Energies ``(...)`` of ``x (..., d)`` and ``z (..., k)``, which broadcast."""
+        if isinstance(self.tilt, ModuleTilt):
+            # −log p_0 + f would lose to rounding what the two do not share.
+            return self.tilt.energy(x, z)
         energy = -self.reference.log_prob(x, z)
         return energy if self.tilt is None else energy + self.tilt(x, z)
 

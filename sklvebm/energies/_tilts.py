@@ -102,6 +102,10 @@ class ModuleTilt(nn.Module):
         self._reference = (reference,)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.energy(x, z) + self._reference[0].log_prob(x, z)
+
+    def energy(self, x: Tensor, z: Tensor) -> Tensor:
+        """E itself, ``(...)`` for ``x (..., d)`` and ``z (..., k)``, which broadcast."""
         shape = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
         flat_x = x.expand(*shape, x.shape[-1]).reshape(-1, x.shape[-1])
         flat_z = z.expand(*shape, z.shape[-1]).reshape(-1, z.shape[-1])
@@ -111,4 +115,4 @@ class ModuleTilt(nn.Module):
                 f"the energy module returned shape {tuple(energy.shape)} for {len(flat_x)} pairs "
                 f"(x, z); it must return one energy a pair, shape ({len(flat_x)},)."
             )
-        return energy.to(x.dtype).reshape(shape) + self._reference[0].log_prob(x, z)
+        return energy.to(x.dtype).reshape(shape)
