@@ -211,7 +211,9 @@ def _latents(model, split):
     import metrics
 
     Z_test, seconds = _timed(model.transform, split.X_test)
-    found = {"transform_s": seconds, "active_units": metrics.active_units(Z_test)}
+    # Of ours the prior variance is not one.
+    prior = np.sqrt(getattr(model, "latent_variance_", 1.0))
+    found = {"transform_s": seconds, "active_units": metrics.active_units(Z_test / prior)}
     if split.y_train is not None:
         Z_train = model.transform(split.X_train)
         found |= metrics.latent_accuracies(Z_train, Z_test, split.y_train, split.y_test)

@@ -75,6 +75,7 @@ def checked_options(
     }
     options["refit"] = _flag("refit", parameters["refit"], auto=n_samples < _FEW_ROWS)
     _flag("warm_start", parameters["warm_start"])
+    _flag("whiten", parameters["whiten"])
     _integer("verbose", parameters["verbose"], 0)
     for name, choices in _CHOICES.items():
         options[name] = checked_choice(name, parameters[name], choices)

@@ -39,6 +39,7 @@ from .report import score_report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .axes import Axes
     from .distributed import Group
     from .marginals import MarginalMaps
     from .model import Model
@@ -75,6 +76,7 @@ def _attributes(result: Result, before: _Before) -> dict[str, Any]:
         "_model_state": model.to_arrays(),
         "log_partition_": model.log_partition.conservative,
         "log_partition_std_": model.log_partition.std,
+        "latent_variance_": model.axes.variance,
         "log_partition_bounds_": (model.log_partition.forward, model.log_partition.reverse),
         "n_iter_": before.n_iter + max(outcome.n_iter, 1),
         "converged_": outcome.converged,
@@ -126,6 +128,12 @@ class LVEBMEstimator(
           rows; "gaussian" unless the gain is two standard errors. It is the same for any
           ``random_state``. Only ``fit`` with a tilted energy that has no Fourier features (more
           than four features) asks: everything else has "gaussian".
+    whiten : bool, default=False
+        False: latents are told along their principal axes, as scikit-learn's PCA tells its
+        components: in the order of how far the mean of x moves with them, and in its units, so that
+        distances between latents are about those between the means of rows. True: along the same
+        axes, each of prior variance one. A user's module keeps the latents that it has. It does not
+        change the model, and may be set after ``fit``.
     inference : {"langevin", "variational", "map"}, default="langevin"
         What follows the latents of a row in training: persistent Langevin particles (an
         unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
@@ -225,6 +233,11 @@ class LVEBMEstimator(
         What the features are taken for.
     smoothing_ : float
         Width of the kernel about each row that was trained on.
+    latent_variance_ : ndarray of shape (n_components_,)
+        Prior variance of the latents along their principal axes, decreasing, in squared standard
+        deviations of the features, whatever ``whiten`` says: the mean square of how far the mean of
+        x moves with each (the variance that it explains beyond the noise, where the energy is
+        linear). Ones for a user's module.
     log_partition_ : float
         log Z in nats: what ``score_samples`` subtracts.
     log_partition_std_ : float
@@ -285,6 +298,7 @@ class LVEBMEstimator(
         *,
         energy="tilted",
         marginals="auto",
+        whiten=False,
         inference="langevin",
         dynamics="mala",
         max_iter="auto",
@@ -310,6 +324,7 @@ class LVEBMEstimator(
         self.n_components = n_components
         self.energy = energy
         self.marginals = marginals
+        self.whiten = whiten
         self.inference = inference
         self.dynamics = dynamics
         self.max_iter = max_iter
@@ -655,7 +670,14 @@ class LVEBMEstimator(
             tensor = tensor.to(model.pool.dtype)
         return tensor, model.cast(tensor.dtype), X.dtype
 
+    @property
+    def _axes(self) -> Axes:
+        """What the user's latents are told along."""
+        axes = self._model.axes
+        return axes.whitened if self.whiten else axes
+
     def _latents(self, Z: Any, n_rows: int | None = None) -> NDArray:
+        """Validated latents of the user, in the coordinates of the model."""
         Z = check_array(Z, dtype=_FLOATS, input_name="Z")
         if Z.shape[1] != self.n_components_:
             raise ValueError(
@@ -664,7 +686,7 @@ class LVEBMEstimator(
             )
         if n_rows is not None and len(Z) != n_rows:
             raise ValueError(f"X has {n_rows} rows and Z has {len(Z)}; they must be paired.")
-        return Z
+        return self._axes.to_model(Z).astype(Z.dtype)
 
     def _generator(self, random_state: Any):
         from ._arrays import draw_seed, generator_from_seed
@@ -684,12 +706,13 @@ class LVEBMEstimator(
         Returns
         -------
         Z : ndarray of shape (n_samples, n_components)
-            In prior standard deviations. The same row gets the same latents in any batch.
+            Along the principal axes, in standard deviations of the features; in those of the prior
+            where ``whiten``. The same row gets the same latents in any batch.
         """
         from ._arrays import to_numpy
 
         x, model, dtype = self._rows(X)
-        return to_numpy(model.posterior_mean(x)).astype(dtype)
+        return self._axes.from_model(to_numpy(model.posterior_mean(x))).astype(dtype)
 
     def inverse_transform(self, Z):
         """Rows back from what :meth:`transform` says of them, by least squares.
@@ -717,7 +740,8 @@ class LVEBMEstimator(
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_components)
-            Latents, draws of the prior N(0, I) or of :meth:`sample_posterior` for instance.
+            Latents as :meth:`transform` gives them: draws of :meth:`sample_posterior`, or of the
+            reference's prior N(0, diag(``latent_variance_``)) (N(0, I) where ``whiten``).
 
         Returns
         -------
@@ -771,13 +795,14 @@ class LVEBMEstimator(
         Returns
         -------
         Z : ndarray of shape (n_samples, n_samples_X, n_components)
+            As :meth:`transform` has them.
         """
         from ._arrays import to_numpy
 
         x, model, dtype = self._rows(X)
         n_samples = check_scalar(n_samples, "n_samples", Integral, min_val=1)
         drawn = model.sample_posterior(x, n_samples, self._generator(random_state))
-        return to_numpy(drawn).astype(dtype)
+        return self._axes.from_model(to_numpy(drawn)).astype(dtype)
 
     def impute(self, X, n_samples=None, random_state=None):
         """Fill in what is missing.
@@ -966,4 +991,4 @@ class LVEBMEstimator(
         z = to_tensor(self._latents(Z, len(x)).astype(dtype), model.device)
         with torch.no_grad():
             energy = to_numpy(model.energy(x, z)).astype(np.float64)
-        return energy + self._units.log_jacobian(to_numpy(x))
+        return energy + self._units.log_jacobian(to_numpy(x)) + self._axes.log_det

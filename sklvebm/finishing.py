@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import to_numpy
+from .axes import principal_axes
 from .completion import apart
 from .diagnostics import MAX_RHAT, conditional_mixing, joint_mixing
 from .energies import EnergySpec
@@ -86,6 +87,7 @@ def finish(
         guesses.covariance[:k, :k],
         pool.position,
         LogPartition(0.0, 0.0, 0.0, 0.0),
+        principal_axes(energy, seed=seed),
         seed,
     )
     order = rows.order(noise.generator)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._arrays import generator_from_seed, load_arrays, state_to_arrays, to_numpy
 from ._threads import in_order
+from .axes import Axes
 from .completion import apart, by_completeness, linear_guess
 from .decoding import Back, conditional_mean
 from .energies import EnergySpec
@@ -104,6 +105,8 @@ class Model:
     pool : Tensor of shape (m, k + d)
         Joint negatives in equilibrium, in the reference's coordinates.
     log_partition : LogPartition
+    axes : Axes
+        Coordinates that latents are told in.
     seed : int
         Of every deterministic answer.
     n_starts : int
@@ -120,6 +123,7 @@ class Model:
     covariance: Tensor
     pool: Tensor
     log_partition: LogPartition
+    axes: Axes
     seed: int
     n_starts: int = 1
     moves: Moves = field(default_factory=Moves)
@@ -144,6 +148,7 @@ class Model:
                 self.covariance.to(dtype),
                 self.pool.to(dtype),
                 self.log_partition,
+                self.axes,
                 self.seed,
                 self.n_starts,
                 self.moves,
@@ -410,7 +415,8 @@ class Model:
     def arrays(self) -> list[NDArray]:
         """All its arrays, in an order that is always the same."""
         state = self.to_arrays()
-        return [*state["parameters"].values(), state["start"], state["covariance"], state["pool"]]
+        names = ("start", "covariance", "pool", "axes")
+        return [*state["parameters"].values(), *(state[name] for name in names)]
 
     def to_arrays(self) -> dict[str, Any]:
         """Everything as plain numpy arrays and numbers, for pickles that outlive the device."""
@@ -422,6 +428,7 @@ class Model:
             "covariance": to_numpy(self.covariance),
             "pool": to_numpy(self.pool),
             "log_partition": tuple(self.log_partition),
+            "axes": self.axes.matrix,
             "seed": self.seed,
             "n_starts": self.n_starts,
             "moves": tuple(self.moves),
@@ -448,6 +455,7 @@ class Model:
             tensor("covariance"),
             tensor("pool"),
             LogPartition(*arrays["log_partition"]),
+            Axes(arrays["axes"]),
             arrays["seed"],
             arrays["n_starts"],
             Moves(*arrays["moves"]),

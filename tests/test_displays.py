@@ -183,7 +183,7 @@ class TestLatent:
         display = LatentDisplay.from_estimator(linear, X, components=(1, 0))
         np.testing.assert_array_equal(display.latents, linear.transform(X)[:, [1, 0]])
         np.testing.assert_array_equal(display.ax_.collections[0].get_offsets(), display.latents)
-        assert display.ax_.get_xlabel() == "latent 1 (prior s.d.)"
+        assert display.ax_.get_xlabel() == "latent 1"
         assert display.legend_ is display.colorbar_ is None
 
     def test_classes_differ_in_colour_and_marker(self):

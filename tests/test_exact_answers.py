@@ -282,7 +282,7 @@ def test_the_linear_energy_answers_in_closed_form(rng, seed):
     """Cases 2 and 3 by name, in user units. The parameters are kept in float32: 1e-7 each."""
     X = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 5)) + rng.standard_normal((300, 5))
     X = X * [1.0, 40.0, 0.3, 2.0, 1.0] + [0.0, 100.0, -3.0, 0.0, 7.0]
-    model = LVEBMEstimator(2, energy="linear", random_state=seed).fit(X)
+    model = LVEBMEstimator(2, energy="linear", whiten=True, random_state=seed).fit(X)
     scale = X.std(0)
     x = (X - X.mean(0)) / scale
     weight, bias, variance, log_likelihood = oracles.ppca(x, 2)
@@ -291,7 +291,7 @@ def test_the_linear_energy_answers_in_closed_form(rng, seed):
     np.testing.assert_allclose(model.score_samples(X), exact, atol=2e-4)
     assert model.score(X) == pytest.approx(log_likelihood - np.log(scale).sum(), abs=1e-5)
     assert (model.log_partition_, model.log_partition_std_) == (0.0, 0.0)
-    # Latents are defined up to a rotation: compare what is not.
+    # Of prior variance one they are defined up to a rotation: compare what is not.
     mean, covariance = oracles.linear_posterior(x, weight, bias, sigma)
     Z_ = model.transform(X)
     np.testing.assert_allclose(Z_ @ Z_.T, mean @ mean.T, atol=1e-3)

@@ -243,7 +243,7 @@ class TestLinear:
         straight = model._maps.inverse(z @ W.T + loc)
         assert_rejects(found, straight)
         expected = model._units.from_standardised(np.mean(found, 0))
-        np.testing.assert_allclose(model.decode(z), expected, rtol=0.02)
+        np.testing.assert_allclose(model.decode(model._axes.from_model(z)), expected, rtol=0.02)
 
     def test_imputed_means(self, linear, rng):
         X, model = linear

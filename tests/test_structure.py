@@ -42,7 +42,7 @@ LAYERS = [
         "recording",
     },
     {"energies", "laplace", "checkpoint", "smoothing"},
-    {"particles", "stage"},
+    {"particles", "stage", "axes"},
     {"evidence", "saddle"},
     {"partition", "decoding"},
     {"model", "heldout"},

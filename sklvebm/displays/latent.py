@@ -21,7 +21,7 @@ class LatentDisplay:
     Parameters
     ----------
     latents : ndarray of shape (n_samples, 2)
-        In prior standard deviations.
+        As ``transform`` gives them.
     components : tuple of two ints, default=(0, 1)
         Which latents these are.
     y : ndarray of shape (n_samples,), default=None
@@ -112,8 +112,8 @@ class LatentDisplay:
             points = self.ax_.scatter(*self.latents.T, c=self.y, **{"cmap": "viridis", **style})
             self.colorbar_ = self.figure_.colorbar(points, ax=self.ax_, label="y")
             self.colorbar_.solids.set_alpha(1.0)
-        self.ax_.set_xlabel(f"latent {self.components[0]} (prior s.d.)")
-        self.ax_.set_ylabel(f"latent {self.components[1]} (prior s.d.)")
+        self.ax_.set_xlabel(f"latent {self.components[0]}")
+        self.ax_.set_ylabel(f"latent {self.components[1]}")
         # Both axes have one unit, and distances in the map mean something.
         self.ax_.set_aspect("equal", adjustable="datalim")
         return self
