@@ -271,10 +271,15 @@ def store(table: str, model: str, seed: int, found: dict[str, Any], rows: np.nda
 
 
 def cells(tables, models, seeds, again):
-    """What is still to be measured; the first seed of every table first."""
+    """What is still to be measured; the first seed of every table first.
+
+    ``seeds`` are those of every table, or None for as many as a table has splits.
+    """
     done = {name: load(name)["cells"] for name in tables}
-    for seed in seeds:
+    for seed in range(max(TABLES[name].n_splits for name in tables)) if seeds is None else seeds:
         for table in tables:
+            if seeds is None and seed >= TABLES[table].n_splits:
+                continue
             for model in models:
                 known = str(seed) in done[table].get(model, {}) and model not in again
                 if PEERS[model].applies(TABLES[table]) and not known:
@@ -309,7 +314,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--models", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of a table's splits")
     parser.add_argument("--again", nargs="+", default=[], help="models to measure anew")
     parser.add_argument("--n-jobs", type=int, default=2)
     arguments = parser.parse_args()

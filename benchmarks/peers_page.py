@@ -108,6 +108,15 @@ def grid(tables, models, key, digits=2):
     return markdown(["data", *models], lines)
 
 
+def scaled(tables, models, key):
+    """The figure ``key`` of latents as they are, and standardised."""
+    ways = [(m, way) for m in models for way in ("as is", "standardised")]
+    lines = [
+        [t, *(shown(t, m, f"{key}_{way.replace(' ', '_')}", 3) for m, way in ways)] for t in tables
+    ]
+    return markdown(["data", *(f"{m}, {way}" for m, way in ways)], lines)
+
+
 def gains(tables, peers):
     """Our likelihood less theirs."""
     lines = []
@@ -339,6 +348,7 @@ def blocks():
         "modes": cells(planar),
         "logistic": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "logistic", 3),
         "knn": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "knn", 3),
+        "scaled": scaled(labelled, (OURS, "PPCA", "VAE"), "knn"),
         "seconds": grid(everything, timed, "fit_s", 0),
         "scoring": grid(everything, timed, "score_s", 1),
         "memory": grid(everything, timed, "peak_mib", 0),

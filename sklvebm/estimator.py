@@ -132,8 +132,9 @@ class LVEBMEstimator(
         False: latents are told along their principal axes, as scikit-learn's PCA tells its
         components: in the order of how far the mean of x moves with them, and in its units, so that
         distances between latents are about those between the means of rows. True: along the same
-        axes, each of prior variance one. A user's module keeps the latents that it has. It does not
-        change the model, and may be set after ``fit``.
+        axes, each of prior variance one. It does not change the model, and may be set after
+        ``fit``. Every ``fit`` and ``partial_fit`` finds axes of its own; a user's module keeps the
+        latents that it has.
     inference : {"langevin", "variational", "map"}, default="langevin"
         What follows the latents of a row in training: persistent Langevin particles (an
         unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
