@@ -12,6 +12,7 @@ explains, and E[u | x] are the scores of PCA, shrunk (Tipping and Bishop 1999).
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ from .reference import Reference
 _N_DRAWS = 512
 # Step of the differences that stand for slopes.
 _STEP = 1e-4
+# Slopes that are held at once.
+_MOST_ENTRIES = 2**22
 # Smallest standard deviation of a coordinate: one that moves nothing keeps its way back.
 _SMALLEST = 1e-6
 
@@ -82,24 +85,29 @@ def principal_axes(energy: JointEnergy, *, seed: int) -> Axes:
     k = reference.n_components
     if not energy.is_ours:
         return Axes(np.eye(k))
-    slopes = _slopes(reference, seed)
-    variance, vectors = np.linalg.eigh(np.tensordot(slopes, slopes, ((1, 2), (1, 2))) / _N_DRAWS)
+    second, mean = np.zeros((k, k)), np.zeros((k, reference.n_features))
+    for slopes in _slopes(reference, seed):
+        second += np.tensordot(slopes, slopes, ((1, 2), (1, 2))) / _N_DRAWS
+        mean += slopes.sum(1) / _N_DRAWS
+    variance, vectors = np.linalg.eigh(second)
     scale = np.sqrt(np.maximum(variance, 0.0))[::-1].clip(_SMALLEST)
     vectors = vectors[:, ::-1]
-    loadings = slopes.mean(1).T @ vectors
+    loadings = mean.T @ vectors
     signs = np.sign(loadings[np.abs(loadings).argmax(0), np.arange(k)])
     return Axes(vectors * np.where(signs == 0, 1.0, signs) * scale)
 
 
 @torch.no_grad()
-def _slopes(reference: Reference, seed: int) -> NDArray:
-    """∂g/∂z_a at draws of z, ``(k, n, d)``: central differences, in double precision.
+def _slopes(reference: Reference, seed: int) -> Iterator[NDArray]:
+    """∂g/∂z_a at draws of z, ``(k, n, d)`` for some at a time: central differences.
 
-    They are exact to about 1e-8. Torch's forward mode takes seconds to be loaded.
+    In double precision they are exact to about 1e-8; on the CPU, since not every device has that.
+    Torch's forward mode takes seconds to be loaded.
     """
-    reference = copy.deepcopy(reference).double()
-    noise = Noise(generator_from_seed(seed, reference.weight.device))
+    reference = copy.deepcopy(reference).cpu().double()
+    noise = Noise(generator_from_seed(seed, torch.device("cpu")))
     z = noise.normal(reference.weight.new_empty(_N_DRAWS, reference.n_components))
-    ahead = _STEP * torch.eye(z.shape[1]).to(z)
-    differences = [reference.mean(z + h) - reference.mean(z - h) for h in ahead]
-    return to_numpy(torch.stack(differences)) / (2 * _STEP)
+    ahead = _STEP * torch.eye(z.shape[1], dtype=z.dtype)
+    for some in z.split(max(1, _MOST_ENTRIES // reference.weight.numel())):
+        differences = [reference.mean(some + h) - reference.mean(some - h) for h in ahead]
+        yield to_numpy(torch.stack(differences)) / (2 * _STEP)
