@@ -21,6 +21,7 @@ import torch
 from statistical import assert_close_to, assert_rejects, assert_uniform_ranks
 
 from sklvebm import evidence
+from sklvebm.axes import principal_axes
 from sklvebm.energies import LinearEnergy, TiltedEnergy
 from sklvebm.langevin import Noise, Preconditioner, StepSize, init, langevin_step
 from sklvebm.model import Model
@@ -142,7 +143,8 @@ def assembled(energy, generator):
     residual = z - design @ start
     covariance = residual.T @ residual / len(x)
     pool, log_z = normal(generator, 1, K + D), LogPartition(0.0, 0.0, 0.0, 0.0)
-    return Model(TiltedEnergy(), energy, start, covariance, pool, log_z, seed=0)
+    axes = principal_axes(energy, seed=0)
+    return Model(TiltedEnergy(), energy, start, covariance, pool, log_z, axes, seed=0)
 
 
 def by_seeds(energy, x, generator, draw):
