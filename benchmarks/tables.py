@@ -205,7 +205,14 @@ def of_many_rows(name: str) -> str:
 TABLES = {
     table.name: table
     for table in (
-        _real("wine", "UCI, in scikit-learn", _sklearn("load_wine"), 7, labelled=True, n_splits=_MANY_SPLITS),
+        _real(
+            "wine",
+            "UCI, in scikit-learn",
+            _sklearn("load_wine"),
+            7,
+            labelled=True,
+            n_splits=_MANY_SPLITS,
+        ),
         _real(
             "breast cancer",
             "UCI, in scikit-learn",
