@@ -66,7 +66,7 @@ def shown(table, model, key, digits=2):
 def gain(table, peer, first=0):
     """Our log-likelihood less that of ``peer``, row by row: mean over splits, standard error.
 
-    Over those from number ``first`` on.
+    Splits count from number ``first`` on.
 
     The error is the larger of two. One is that of the mean over the test rows, for the fits as they
     are. The other is that over splits, where training rows and seeds vary too, with the correction
