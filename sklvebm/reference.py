@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from . import tails
 from .networks import MLP
 from .ppca import PPCA
+from .tails import Tails
 
 _LOG_2PI = math.log(2 * math.pi)
 # Largest κ of the residuals (sklvebm.tails). Columns that hold one value for most rows ask for ever
@@ -38,6 +40,64 @@ _LOG_SCALE_RANGE = 3.0
 
 Pull = Callable[[Tensor, Tensor], Tensor]
 """The way back from gradients by two results to one by what they came from."""
+
+
+class Residuals:
+    r"""A(s ∘ t(ε)) at parameters that stay: A, B = A⁻¹ and the tails, each worked out when needed.
+
+    Parameters
+    ----------
+    log_tail, skew : Tensor of shape (d,)
+    mixing : Tensor of shape (d, d) or None
+        What lies below the diagonal is that of a unit lower triangular matrix, what lies above that
+        of a unit upper one, and B is their product: \|det B\| = 1. None for the identity.
+    """
+
+    def __init__(self, log_tail: Tensor, skew: Tensor, mixing: Tensor | None) -> None:
+        self.tails = Tails(log_tail, skew)
+        self._mixing = mixing
+
+    @cached_property
+    def _triangles(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The factors of B, and the identity."""
+        if self._mixing is None:
+            return None
+        eye = torch.eye(len(self._mixing), dtype=self._mixing.dtype, device=self._mixing.device)
+        return eye + self._mixing.tril(-1), eye + self._mixing.triu(1), eye
+
+    @cached_property
+    def unmixing(self) -> Tensor | None:
+        """B, ``(d, d)``."""
+        if self._triangles is None:
+            return None
+        lower, upper, _ = self._triangles
+        return lower @ upper
+
+    @cached_property
+    def mixing(self) -> Tensor | None:
+        """A, ``(d, d)``."""
+        if self._triangles is None:
+            return None
+        lower, upper, eye = self._triangles
+        solve = torch.linalg.solve_triangular
+        half = solve(lower, eye, upper=False, unitriangular=True)
+        return solve(upper, half, upper=True, unitriangular=True)
+
+    def unmix(self, residual: Tensor) -> Tensor:
+        """B r for ``(..., d)``."""
+        return residual if self.unmixing is None else residual @ self.unmixing.T
+
+    def mix(self, scaled: Tensor) -> Tensor:
+        """A r for ``(..., d)``."""
+        return scaled if self.mixing is None else scaled @ self.mixing.T
+
+    def mix_transposed(self, gradient: Tensor) -> Tensor:
+        """Aᵀr: what a gradient by A r is by r."""
+        return gradient if self.mixing is None else gradient @ self.mixing
+
+    def unmix_transposed(self, gradient: Tensor) -> Tensor:
+        """Bᵀr: what a gradient by B r is by r."""
+        return gradient if self.unmixing is None else gradient @ self.unmixing
 
 
 class Reference(nn.Module, ABC):
@@ -96,12 +156,20 @@ class Reference(nn.Module, ABC):
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
         """:meth:`conditional`, and the way back from gradients by both to one by z."""
 
+    def residuals(self) -> Residuals | None:
+        """The residuals at the parameters of now; None where nothing is to be worked out.
+
+        Many calls that are given it, while the parameters stay, share what follows from these
+        alone. No gradient by the parameters passes through it.
+        """
+        return None
+
     @abstractmethod
     def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""ε of (x, z) and log\|∂ε/∂x\|: shapes ``(..., d)`` and ``(...)``."""
 
     @abstractmethod
-    def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
+    def from_noise(self, noise: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         """x of (ε, z): shapes ``(..., d)`` and ``(..., k)`` to ``(..., d)``."""
 
     @abstractmethod
@@ -109,21 +177,25 @@ class Reference(nn.Module, ABC):
         """E_0[x | z], ``(..., d)``."""
 
     @abstractmethod
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         """log p_0(x, z) in nats, ``(...)``; ``x (..., d)`` and ``z (..., k)`` broadcast."""
 
     @abstractmethod
-    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_by_latent(
+        self, x: Tensor, z: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor]:
         """−log p_0(x, z) ``(...)`` and its gradient by z ``(..., k)``."""
 
     @abstractmethod
-    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+    def split_vjp(
+        self, v: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor, Pull]:
         """:meth:`split`, and the way back from gradients by x and z to one by v."""
 
-    def split(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, v: Tensor, residuals: Residuals | None = None) -> tuple[Tensor, Tensor]:
         """Joint coordinates v = (a, ε) to (x, z)."""
         z, noise = self._parts(v)
-        return self.from_noise(noise, z), z
+        return self.from_noise(noise, z, residuals), z
 
     def join(self, x: Tensor, z: Tensor) -> Tensor:
         """(x, z) to joint coordinates v = (a, ε): undoes :meth:`split`."""
@@ -229,7 +301,7 @@ class IsotropicReference(Reference):
         return self.net is not None
 
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
-        net, loc = self.net, z @ self.weight.T + self.loc
+        net, loc = self.net, nn.functional.linear(z, self.weight, self.loc)
         log_scale = self.log_scale.clamp(min=self.min_log_scale)
         if net is None:
             return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
@@ -246,25 +318,29 @@ class IsotropicReference(Reference):
         log_det = (-self.n_features * log_scale[0]).expand(residual.shape[:-1])
         return residual * torch.exp(-log_scale), log_det
 
-    def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
+    def from_noise(self, noise: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         loc, log_scale = self.conditional(z)
         return loc + noise * log_scale.exp()
 
     def mean(self, z: Tensor) -> Tensor:
         return self.conditional(z)[0]
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         prior = self._prior(z)
         noise, log_det = self.to_noise(x, z)
         return log_det - 0.5 * noise.square().sum(-1) - prior
 
-    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_by_latent(
+        self, x: Tensor, z: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor]:
         loc, log_scale, pull = self._conditional_vjp(z)
         noise = (x - loc) * torch.exp(-log_scale)
         energy = 0.5 * noise.square().sum(-1) + self.n_features * log_scale
         return energy + self._prior(z), z - pull(noise * torch.exp(-log_scale), log_scale)
 
-    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+    def split_vjp(
+        self, v: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor, Pull]:
         z, noise = self._parts(v)
         loc, log_scale, pull = self._conditional_vjp(z)
         scale = log_scale.exp()
@@ -315,7 +391,7 @@ class FlexibleReference(Reference):
         self.log_tail.clamp_(max=math.log(MAX_TAIL))
 
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
-        loc = z @ self.weight.T + self.loc
+        loc = nn.functional.linear(z, self.weight, self.loc)
         output, pull_net = self.net.vjp(self.net.enter(z))
         shift, change = output.split(self.n_features, dim=-1)
         bend = torch.tanh(change / _LOG_SCALE_RANGE)
@@ -329,81 +405,66 @@ class FlexibleReference(Reference):
 
         return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
 
-    def _unmixing(self) -> Tensor | None:
-        r"""B = A⁻¹, unit lower times unit upper triangular: \|det B\| = 1, I at the start."""
-        if self.mixing is None:
-            return None
-        eye = torch.eye(self.n_features, dtype=self.mixing.dtype, device=self.mixing.device)
-        return (eye + self.mixing.tril(-1)) @ (eye + self.mixing.triu(1))
+    def residuals(self) -> Residuals:
+        mixing = None if self.mixing is None else self.mixing.detach()
+        return Residuals(self.log_tail.detach(), self.skew.detach(), mixing)
 
-    def _unmix(self, residual: Tensor) -> Tensor:
-        """B r for ``(..., d)``."""
-        unmixing = self._unmixing()
-        return residual if unmixing is None else residual @ unmixing.T
-
-    def _mix(self, scaled: Tensor, *, transposed: bool = False) -> Tensor:
-        """A r = B⁻¹ r for ``(..., d)``; or Aᵀr, what a gradient by A r is by r."""
-        if self.mixing is None:
-            return scaled
-        rows = scaled.reshape(-1, self.n_features)
-        triangles = [(self.mixing.tril(-1), False), (self.mixing.triu(1), True)]
-        for triangle, upper in reversed(triangles) if transposed else triangles:
-            rows = torch.linalg.solve_triangular(
-                triangle if transposed else triangle.T,
-                rows,
-                upper=upper == transposed,
-                left=False,
-                unitriangular=True,
-            )
-        return rows.reshape(scaled.shape)
+    def _learned(self) -> Residuals:
+        """The residuals as gradients by the parameters see them."""
+        return Residuals(self.log_tail, self.skew, self.mixing)
 
     def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        e = tails.from_normal(noise, self.log_tail, self.skew)
-        return e, tails.log_slope(noise, self.log_tail, self.skew)
+        tails = self._learned().tails
+        return tails.from_normal(noise), tails.log_slope(noise)
 
     def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        residuals = self._learned()
         loc, log_scale = self.conditional(z)
-        e = self._unmix(x - loc) * torch.exp(-log_scale)
-        noise, log_slope = tails.to_normal(e, self.log_tail, self.skew)
+        e = residuals.unmix(x - loc) * torch.exp(-log_scale)
+        noise, log_slope = residuals.tails.to_normal(e)
         return noise, (log_slope - log_scale).sum(-1)
 
-    def from_noise(self, noise: Tensor, z: Tensor) -> Tensor:
+    def from_noise(self, noise: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
+        residuals = residuals or self._learned()
         loc, log_scale = self.conditional(z)
-        e = tails.from_normal(noise, self.log_tail, self.skew)
-        return loc + self._mix(e * log_scale.exp())
+        return loc + residuals.mix(residuals.tails.from_normal(noise) * log_scale.exp())
 
     def mean(self, z: Tensor) -> Tensor:
+        residuals = self._learned()
         loc, log_scale = self.conditional(z)
-        e = tails.mean(self.log_tail, self.skew)
-        return loc + self._mix(e * log_scale.exp())
+        return loc + residuals.mix(residuals.tails.mean() * log_scale.exp())
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
+        residuals = residuals or self._learned()
         prior = self._prior(z)
         loc, log_scale = self.conditional(z)
-        residual = self._unmix(x - loc)
-        return -prior - tails.energy(residual, log_scale, self.log_tail, self.skew)
+        of = residuals.tails
+        return -prior - tails.energy(residuals.unmix(x - loc), log_scale, of.log_tail, of.skew)
 
-    def energy_by_latent(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_by_latent(
+        self, x: Tensor, z: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor]:
+        residuals = residuals or self._learned()
         loc, log_scale, pull = self._conditional_vjp(z)
-        residual, unmixing = x - loc, self._unmixing()
-        if unmixing is not None:
-            residual = residual @ unmixing.T
-        energy, by_residual, by_log_scale = tails.energy_and_slopes(
-            residual, log_scale, self.log_tail, self.skew
+        energy, by_residual, by_log_scale = residuals.tails.energy_and_slopes(
+            residuals.unmix(x - loc), log_scale
         )
-        by_loc = -by_residual if unmixing is None else -by_residual @ unmixing
+        by_loc = residuals.unmix_transposed(by_residual).neg()
         return energy + self._prior(z), z + pull(by_loc, by_log_scale)
 
-    def split_vjp(self, v: Tensor) -> tuple[Tensor, Tensor, Pull]:
+    def split_vjp(
+        self, v: Tensor, residuals: Residuals | None = None
+    ) -> tuple[Tensor, Tensor, Pull]:
+        of = residuals or self._learned()
         z, noise = self._parts(v)
         loc, log_scale, pull = self._conditional_vjp(z)
         scale = log_scale.exp()
-        e, pull_tail = tails.from_normal_vjp(noise, self.log_tail, self.skew)
+        e, pull_tail = of.tails.from_normal_vjp(noise)
         scaled = e * scale
 
         def pull_split(by_x: Tensor, by_z: Tensor) -> Tensor:
-            by_scaled = self._mix(by_x, transposed=True)
+            by_scaled = of.mix_transposed(by_x)
             by_z = by_z + pull(by_x, by_scaled * scaled)
             return torch.cat([by_z, pull_tail(by_scaled * scale)], -1)
 
-        return loc + self._mix(scaled), z, pull_split
+        return loc + of.mix(scaled), z, pull_split

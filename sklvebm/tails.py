@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -28,45 +29,92 @@ def _asinh(q: Tensor, root: Tensor) -> Tensor:
     return torch.copysign(torch.log(root + q.abs()), q)
 
 
-def to_normal(e: Tensor, log_tail: Tensor, skew: Tensor) -> tuple[Tensor, Tensor]:
-    """ε of e, and log dε/de = log cosh γ − ½ log(1 + q²); the shape of ``e (..., d)`` both."""
-    tail, cosh = log_tail.exp(), skew.cosh()
-    q = tail * cosh * e + skew.sinh()
-    root = torch.sqrt(1 + q * q)
-    return (_asinh(q, root) - skew) / tail, cosh.log() - root.log()
+class Tails:
+    """The map at κ and γ, and what follows from these alone, each worked out when first needed.
 
+    Good as long as the two stay as they are.
 
-def from_normal(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
-    """e of ε, ``(..., d)``."""
-    tail = log_tail.exp()
-    return (torch.sinh(tail * noise + skew) - skew.sinh()) / (tail * skew.cosh())
+    Parameters
+    ----------
+    log_tail, skew : Tensor of shape (d,)
+        log κ and γ.
+    """
 
+    def __init__(self, log_tail: Tensor, skew: Tensor) -> None:
+        self.log_tail, self.skew = log_tail, skew
 
-def from_normal_vjp(
-    noise: Tensor, log_tail: Tensor, skew: Tensor
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """e of ε, and the way back: a gradient by e to one by ε, for de/dε = cosh(κε + γ)/cosh γ."""
-    tail, cosh = log_tail.exp(), skew.cosh()
-    q = torch.sinh(tail * noise + skew)
-    # cosh² = 1 + sinh².
-    slope = torch.sqrt(torch.addcmul(torch.ones_like(cosh), q, q)) / cosh
-    return (q - skew.sinh()) / (tail * cosh), lambda gradient: gradient * slope
+    @cached_property
+    def tail(self) -> Tensor:
+        """κ."""
+        return self.log_tail.exp()
 
+    @cached_property
+    def sinh(self) -> Tensor:
+        """sinh γ."""
+        return self.skew.sinh()
 
-def log_slope(noise: Tensor, log_tail: Tensor, skew: Tensor) -> Tensor:
-    """log de/dε = log cosh(κε + γ) − log cosh γ, ``(..., d)``."""
-    q = log_tail.exp() * noise + skew
-    return _log_cosh(q) - _log_cosh(skew)
+    @cached_property
+    def cosh(self) -> Tensor:
+        """cosh γ."""
+        return self.skew.cosh()
+
+    @cached_property
+    def gain(self) -> Tensor:
+        """κ cosh γ = dq/de."""
+        return self.tail * self.cosh
+
+    @cached_property
+    def log_cosh(self) -> Tensor:
+        """log cosh γ."""
+        return self.cosh.log()
+
+    @cached_property
+    def one(self) -> Tensor:
+        """1, to be added to."""
+        return torch.ones_like(self.skew)
+
+    def root(self, q: Tensor) -> Tensor:
+        """√(1 + q²), which is cosh(κε + γ)."""
+        return torch.sqrt(torch.addcmul(self.one, q, q))
+
+    def to_normal(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """ε of e, and log dε/de = log cosh γ − ½ log(1 + q²); the shape of ``e (..., d)`` both."""
+        q = torch.addcmul(self.sinh, self.gain, e)
+        root = self.root(q)
+        return (_asinh(q, root) - self.skew) / self.tail, self.log_cosh - root.log()
+
+    def _q(self, noise: Tensor) -> Tensor:
+        return torch.sinh(torch.addcmul(self.skew, self.tail, noise))
+
+    def from_normal(self, noise: Tensor) -> Tensor:
+        """e of ε, ``(..., d)``."""
+        return (self._q(noise) - self.sinh) / self.gain
+
+    def from_normal_vjp(self, noise: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """e of ε, and the way back: a gradient by e to one by ε, for de/dε = √(1 + q²)/cosh γ."""
+        q = self._q(noise)
+        return (q - self.sinh) / self.gain, lambda gradient: gradient * self.root(q) / self.cosh
+
+    def log_slope(self, noise: Tensor) -> Tensor:
+        """log de/dε = log cosh(κε + γ) − log cosh γ, ``(..., d)``."""
+        return _log_cosh(torch.addcmul(self.skew, self.tail, noise)) - _log_cosh(self.skew)
+
+    def mean(self) -> Tensor:
+        """E[e] for ε ∼ N(0, 1), from E sinh(κε + γ) = e^{κ²/2} sinh γ."""
+        return torch.expm1(0.5 * self.tail**2) * self.skew.tanh() / self.tail
+
+    def energy_and_slopes(
+        self, residual: Tensor, log_scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:func:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)`` each."""
+        parts = _Parts.of(residual, log_scale, self)
+        by_e = self.cosh * parts.pull(self)
+        by_scale = torch.addcmul(self.one, by_e, parts.e, value=-1)
+        return parts.energy(log_scale, self), by_e * parts.inverse_scale, by_scale
 
 
 def _log_cosh(q: Tensor) -> Tensor:
     return q.abs() + torch.log1p(torch.exp(-2 * q.abs())) - math.log(2)
-
-
-def mean(log_tail: Tensor, skew: Tensor) -> Tensor:
-    """E[e] for ε ∼ N(0, 1), from E sinh(κε + γ) = e^{κ²/2} sinh γ."""
-    tail = log_tail.exp()
-    return torch.expm1(0.5 * tail**2) * skew.tanh() / tail
 
 
 class _Parts(NamedTuple):
@@ -79,31 +127,20 @@ class _Parts(NamedTuple):
     noise: Tensor
 
     @classmethod
-    def of(cls, residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor) -> _Parts:
+    def of(cls, residual: Tensor, log_scale: Tensor, tails: Tails) -> _Parts:
         inverse_scale = torch.exp(-log_scale)
         e = residual * inverse_scale
-        tail, cosh = log_tail.exp(), skew.cosh()
-        q = torch.addcmul(skew.sinh(), tail * cosh, e)
-        root = torch.sqrt(torch.addcmul(torch.ones_like(cosh), q, q))
-        return cls(inverse_scale, e, q, root, (_asinh(q, root) - skew) / tail)
+        q = torch.addcmul(tails.sinh, tails.gain, e)
+        root = tails.root(q)
+        return cls(inverse_scale, e, q, root, (_asinh(q, root) - tails.skew) / tails.tail)
 
-    def energy(self, log_scale: Tensor, skew: Tensor) -> Tensor:
+    def energy(self, log_scale: Tensor, tails: Tails) -> Tensor:
         value = torch.addcmul(self.root.log(), self.noise, self.noise, value=0.5)
-        return (value + log_scale).sum(-1) - skew.cosh().log().sum()
+        return (value + log_scale).sum(-1) - tails.log_cosh.sum()
 
-    def pull(self, log_tail: Tensor) -> Tensor:
+    def pull(self, tails: Tails) -> Tensor:
         """dE/dq times κ, (ε + κq/√(1+q²))/√(1+q²)."""
-        return (self.noise + log_tail.exp() * self.q / self.root) / self.root
-
-
-def energy_and_slopes(
-    residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)`` each."""
-    parts = _Parts.of(residual, log_scale, log_tail, skew)
-    by_e = skew.cosh() * parts.pull(log_tail)
-    by_scale = torch.addcmul(torch.ones_like(skew), by_e, parts.e, value=-1)
-    return parts.energy(log_scale, skew), by_e * parts.inverse_scale, by_scale
+        return torch.addcdiv(self.noise, tails.tail * self.q, self.root) / self.root
 
 
 class _Energy(torch.autograd.Function):
@@ -117,19 +154,19 @@ class _Energy(torch.autograd.Function):
     def forward(
         ctx: Any, residual: Tensor, log_scale: Tensor, log_tail: Tensor, skew: Tensor
     ) -> Tensor:
-        parts = _Parts.of(residual, log_scale, log_tail, skew)
+        tails = Tails(log_tail, skew)
+        parts = _Parts.of(residual, log_scale, tails)
         ctx.save_for_backward(*parts, log_tail, skew)
-        return parts.energy(log_scale, skew)
+        return parts.energy(log_scale, tails)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *saved, log_tail, skew = ctx.saved_tensors
-        parts = _Parts(*saved)
+        tails, parts = Tails(log_tail, skew), _Parts(*saved)
         e, noise = parts.e, parts.noise
         gradient = gradients[0][..., None]
-        tail, cosh = log_tail.exp(), skew.cosh()
-        pull = parts.pull(log_tail)
-        by_e = gradient * (cosh * pull)
+        tail, pull = tails.tail, parts.pull(tails)
+        by_e = gradient * (tails.cosh * pull)
         by_scale = gradient - by_e * e if ctx.needs_input_grad[1] else None
         by_tail = by_skew = None
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
@@ -137,8 +174,8 @@ class _Energy(torch.autograd.Function):
             # of its own.
             others = tuple(range(e.ndim - 1))
             per_q = gradient * pull / tail
-            by_tail = tail * (per_q * e * cosh - gradient * noise * noise / tail).sum(others)
-            q_by_skew = tail * skew.sinh() * e + cosh
+            by_tail = tail * (per_q * e * tails.cosh - gradient * noise * noise / tail).sum(others)
+            q_by_skew = tail * tails.sinh * e + tails.cosh
             by_skew = (per_q * q_by_skew - gradient * (noise / tail + skew.tanh())).sum(others)
         return by_e * parts.inverse_scale, by_scale, by_tail, by_skew
 

@@ -13,6 +13,7 @@ import torch
 from sklvebm import tails
 from sklvebm.ppca import PPCA
 from sklvebm.reference import MAX_TAIL, FlexibleReference, IsotropicReference, Reference
+from sklvebm.tails import Tails
 
 
 def uniform(generator, *shape):
@@ -144,12 +145,13 @@ def test_tails_from_normal_inverts_to_normal(generator):
     """Also far out, where e grows as sinh; e(0) = 0 and de/dε(0) = 1."""
     _, _, log_tail, skew = tail_inputs(generator)
     noise = 8 * uniform(generator, 50, 3)
-    e = tails.from_normal(noise, log_tail, skew)
-    torch.testing.assert_close(tails.to_normal(e, log_tail, skew)[0], noise, rtol=1e-10, atol=1e-10)
+    e = Tails(log_tail, skew).from_normal(noise)
+    back = Tails(log_tail, skew).to_normal(e)[0]
+    torch.testing.assert_close(back, noise, rtol=1e-10, atol=1e-10)
     e = 20 * uniform(generator, 50, 3)
-    back = tails.from_normal(tails.to_normal(e, log_tail, skew)[0], log_tail, skew)
+    back = Tails(log_tail, skew).from_normal(Tails(log_tail, skew).to_normal(e)[0])
     torch.testing.assert_close(back, e, rtol=1e-10, atol=1e-10)
-    at_zero, log_slope = tails.to_normal(torch.zeros(3).double(), log_tail, skew)
+    at_zero, log_slope = Tails(log_tail, skew).to_normal(torch.zeros(3).double())
     torch.testing.assert_close(at_zero, torch.zeros(3).double())
     torch.testing.assert_close(log_slope, torch.zeros(3).double())
 
@@ -157,7 +159,7 @@ def test_tails_from_normal_inverts_to_normal(generator):
 def test_the_energy_of_the_tails_is_that_of_the_map(generator):
     """Σ over features of ½ε² − log dε/de + log s."""
     residual, log_scale, log_tail, skew = tail_inputs(generator)
-    noise, log_slope = tails.to_normal(residual * torch.exp(-log_scale), log_tail, skew)
+    noise, log_slope = Tails(log_tail, skew).to_normal(residual * torch.exp(-log_scale))
     expected = (0.5 * noise.square() - log_slope + log_scale).sum(-1)
     found = tails.energy(residual, log_scale, log_tail, skew)
     assert found.shape == (4, 5)
@@ -179,7 +181,7 @@ def test_the_energy_of_the_tails_has_autograd_s_gradient(generator):
     weights = uniform(generator, 4, 5)
 
     def written_out(residual, log_scale, log_tail, skew):
-        noise, log_slope = tails.to_normal(residual * torch.exp(-log_scale), log_tail, skew)
+        noise, log_slope = Tails(log_tail, skew).to_normal(residual * torch.exp(-log_scale))
         return (0.5 * noise.square() - log_slope + log_scale).sum(-1)
 
     gradients = []

@@ -65,21 +65,20 @@ class JointEnergy(nn.Module):
     @property
     def log_tilt(self) -> LogDensity:
         """−f at joint coordinates ``v (..., k + d)``, where p(v) ∝ N(v; 0, I) exp(−f)."""
-        if isinstance(self.tilt, NetworkTilt):
-            return Differentiated(self._log_tilt, self._log_tilt_and_gradient)
-        return self._log_tilt
+        tilt, residuals = self.tilt, self.reference.residuals()
+        if tilt is None:
+            return lambda v: v.new_zeros(v.shape[:-1])
 
-    def _log_tilt(self, v: Tensor) -> Tensor:
-        if self.tilt is None:
-            return v.new_zeros(v.shape[:-1])
-        return -self.tilt(*self.reference.split(v))
+        def value(v: Tensor) -> Tensor:
+            return -tilt(*self.reference.split(v, residuals))
 
-    def _log_tilt_and_gradient(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.tilt, NetworkTilt)
-        x, z, pull = self.reference.split_vjp(v)
-        value, slope = self.tilt.vjp(self.tilt.enter(x), z)
-        gradient = slope().neg_()
-        return -value, pull(self.tilt.by_row(gradient, x), self.tilt.by_latent(gradient))
+        def both(v: Tensor) -> tuple[Tensor, Tensor]:
+            x, z, pull = self.reference.split_vjp(v, residuals)
+            found, slope = tilt.vjp(tilt.enter(x), z)
+            gradient = slope().neg_()
+            return -found, pull(tilt.by_row(gradient, x), tilt.by_latent(gradient))
+
+        return Differentiated(value, both) if isinstance(tilt, NetworkTilt) else value
 
     def posterior(self, x: Tensor, *, complete: bool | None = None) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
@@ -109,14 +108,15 @@ class JointEnergy(nn.Module):
 
     @torch.no_grad()
     def _posterior_of_complete(self, rows: Tensor) -> LogDensity:
-        """What depends on x alone is computed once, for ``rows (n, 1, d)``."""
+        """What depends on x or on θ alone is computed once, for ``rows (n, 1, d)``."""
+        residuals = self.reference.residuals()
         tilt = self.tilt if isinstance(self.tilt, NetworkTilt) else None
         entered = None if tilt is None else tilt.enter(rows)
         k = self.reference.n_components
 
         def log_density(u: Tensor) -> Tensor:
             z = u[..., :k]
-            value = self.reference.log_prob(rows, z)
+            value = self.reference.log_prob(rows, z, residuals)
             if tilt is not None and entered is not None:
                 value = value - tilt.vjp(entered, z)[0]
             # Rows that miss nothing, among others that do.
@@ -124,7 +124,7 @@ class JointEnergy(nn.Module):
 
         def both(u: Tensor) -> tuple[Tensor, Tensor]:
             z = u[..., :k]
-            energy, gradient = self.reference.energy_by_latent(rows, z)
+            energy, gradient = self.reference.energy_by_latent(rows, z, residuals)
             if tilt is not None and entered is not None:
                 value, slope = tilt.vjp(entered, z)
                 energy, gradient = energy + value, gradient + tilt.by_latent(slope())
