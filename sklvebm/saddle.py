@@ -189,8 +189,6 @@ class Saddle:
         return self._waiting.pop(0)
 
     def _moved(self, run: Run, moving: Tensor) -> Tensor | None:
-        # The flows differentiate by positions alone.
-        self.energy.requires_grad_(False)
         density = run.energy.posterior(self._shown[moving], complete=self._is_complete)
         return self.conditional.move(moving, density)
 
@@ -213,13 +211,11 @@ class Saddle:
         self, run: Run, picks: Tensor, members: Tensor | None, rate: float | Tensor
     ) -> Tensor:
         stage, optimizer = run.stage, run.optimizer
-        self.energy.requires_grad_(False)
         positives, negatives = self._completed(picks), None
         if members is not None:
             self.pool.advance(self.energy.log_tilt, members)
-            negatives = self.energy.reference.split(self.pool.position)
-        for parameter in stage.parameters:
-            parameter.requires_grad_(True)
+            with torch.no_grad():
+                negatives = self.energy.reference.split(self.pool.position)
         loss = self._loss(run, positives, negatives)
         optimizer.clear()
         loss.backward()
@@ -284,6 +280,9 @@ class Saddle:
         if stage.length == 0 or not stage.parameters or self.outcome.stopped:
             return
         self.conditional = self.flow_of(stage)
+        self.energy.requires_grad_(False)
+        for parameter in stage.parameters:
+            parameter.requires_grad_(True)
         run = self._new_run(stage)
         self._move = self._recorded(self._moved, run, self.conditional)
         self._learn = self._recorded(self._learned, run, self.pool)

@@ -117,7 +117,7 @@ class Run(Stateful):
         patience: int,
     ) -> None:
         self.stage = stage
-        self.average = copy.deepcopy(energy)
+        self.average = copy.deepcopy(energy).requires_grad_(False)
         # What of the energy, and of its average, is not zero in this stage.
         self.energy, self.shown = (
             e if stage.uses_pool else e.without_tilt() for e in (energy, self.average)

@@ -106,7 +106,7 @@ class Tails:
     def energy_and_slopes(
         self, residual: Tensor, log_scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """:func:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)`` each."""
+        """:func:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)``."""
         parts = _Parts.of(residual, log_scale, self)
         by_e = self.cosh * parts.pull(self)
         by_scale = torch.addcmul(self.one, by_e, parts.e, value=-1)

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
+from small import quick
 
 from sklvebm import LVEBMEstimator, TiltedEnergy, fitting
 from sklvebm.energies import LinearEnergy
@@ -26,6 +27,22 @@ CEILING = -1.008
 def moons(seed):
     X, _ = make_moons(1500, noise=0.1, random_state=seed)
     return X[:1000], X[1000:]
+
+
+def test_the_gradient_takes_particles_as_they_are(monkeypatch, rng):
+    """θ has placed them, in x above all where p_0 is learned with f; none of that is followed."""
+    loss, stages = Saddle._loss, []
+
+    def watched(self, run, *phases):
+        for phase in phases:
+            assert phase is None or not any(part.requires_grad for part in phase)
+        stages.append(run.stage.name)
+        return loss(self, run, *phases)
+
+    monkeypatch.setattr(Saddle, "_loss", watched)
+    X = rng.standard_normal((100, 3))
+    quick(warm_start=True).fit(X).fit(X)
+    assert {"reference", "tilt", "joint"} <= set(stages)
 
 
 def gaussian_score(train, test):

@@ -65,12 +65,16 @@ class JointEnergy(nn.Module):
     @property
     def log_tilt(self) -> LogDensity:
         """−f at joint coordinates ``v (..., k + d)``, where p(v) ∝ N(v; 0, I) exp(−f)."""
-        tilt, residuals = self.tilt, self.reference.residuals()
+        tilt: nn.Module | None = self.tilt
+        residuals = self.reference.residuals()
         if tilt is None:
             return lambda v: v.new_zeros(v.shape[:-1])
 
         def value(v: Tensor) -> Tensor:
             return -tilt(*self.reference.split(v, residuals))
+
+        if not isinstance(tilt, NetworkTilt):
+            return value
 
         def both(v: Tensor) -> tuple[Tensor, Tensor]:
             x, z, pull = self.reference.split_vjp(v, residuals)
@@ -78,7 +82,7 @@ class JointEnergy(nn.Module):
             gradient = slope().neg_()
             return -found, pull(tilt.by_row(gradient, x), tilt.by_latent(gradient))
 
-        return Differentiated(value, both) if isinstance(tilt, NetworkTilt) else value
+        return Differentiated(value, both)
 
     def posterior(self, x: Tensor, *, complete: bool | None = None) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
