@@ -81,8 +81,8 @@ def test_callbacks_see_the_history(X):
 
 @with_protocol
 def test_callbacks_do_not_change_the_fit(X):
-    plain = quick().fit(X)
-    watched = quick().set_callbacks(scorer := Scorer(), Recorder()).fit(X)
+    plain = quick(max_iter=10).fit(X)
+    watched = quick(max_iter=10).set_callbacks(scorer := Scorer(), Recorder()).fit(X)
     np.testing.assert_array_equal(plain.score_samples(X), watched.score_samples(X))
     np.testing.assert_array_equal(plain.sample(3), watched.sample(3))
     assert scorer.lengths == list(range(1, len(watched.history_) + 1))

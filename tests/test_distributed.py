@@ -29,6 +29,7 @@ SMALL = {
     "pool_size": 128,
     "refit": False,
     "smoothing": 0,
+    "marginals": "gaussian",
     "random_state": 0,
 }
 EXACT = {
@@ -81,6 +82,7 @@ def results(tables, tmp_path_factory):
     jobs = {
         "early stopping": ranks.Job(params, bent),
         "refit": ranks.Job(params | {"refit": True}, bent),
+        "pilots": ranks.Job(params | {"marginals": "auto", "smoothing": "auto"}, bent),
         "smoothing": ranks.Job(params | {"smoothing": 0.3}, bent),
         "exact": ranks.Job(EXACT, flat),
         "weighted": ranks.Job(EXACT, flat | {"sample_weight": tables["weight"]}),
@@ -98,7 +100,7 @@ def results(tables, tmp_path_factory):
 
 class TestTwoProcesses:
     @pytest.mark.parametrize(
-        "job", ["early stopping", "refit", "smoothing", "exact", "weighted", "no seed"]
+        "job", ["early stopping", "refit", "pilots", "smoothing", "exact", "weighted", "no seed"]
     )
     def test_the_ranks_end_with_the_same_model(self, results, tables, job):
         first, second = results[job]
