@@ -131,6 +131,38 @@ def test_the_conditional_mean_is_that_of_the_draws(generator, kind):
         torch.testing.assert_close(reference.mean(z), expected, rtol=1e-9, atol=1e-9)
 
 
+@CASES
+def test_answers_that_share_residuals_are_those_that_do_not(generator, kind):
+    reference = random_reference(generator, kind=kind)
+    x, z = 3 * uniform(generator, 6, 3), 2 * uniform(generator, 6, 2)
+    v = torch.cat([z, 2 * uniform(generator, 6, 3)], -1)
+    shared = reference.residuals()
+    for answer, inputs in [
+        (reference.log_prob, (x, z)),
+        (reference.energy_by_latent, (x, z)),
+        (reference.from_noise, (x, z)),
+        (reference.split, (v,)),
+    ]:
+        torch.testing.assert_close(answer(*inputs, shared), answer(*inputs))
+    (*found, pull), (*expected, alone) = (reference.split_vjp(v, of) for of in (shared, None))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pull(*found), alone(*expected))
+
+
+def test_the_mixing_undoes_the_unmixing_and_leaves_volumes(generator):
+    residuals = random_reference(generator, d=5).residuals()
+    eye = torch.eye(5, dtype=torch.float64)
+    torch.testing.assert_close(residuals.mixing @ residuals.unmixing, eye)
+    assert float(torch.linalg.det(residuals.mixing)) == pytest.approx(1.0, abs=1e-12)
+    r = uniform(generator, 4, 5)
+    torch.testing.assert_close(residuals.unmix(residuals.mix(r)), r)
+    for there, transposed in [
+        (residuals.mix, residuals.mix_transposed),
+        (residuals.unmix, residuals.unmix_transposed),
+    ]:
+        torch.testing.assert_close((there(r) * r.flip(0)).sum(), (r * transposed(r.flip(0))).sum())
+
+
 # -- the tails' energy ---------------------------------------------------------------------------
 
 
