@@ -34,7 +34,7 @@ MAPPED = ("GaussianMixture", "VAE", "NSF", "MAF")
 REGRESSED = ("VAE", "PPCA")
 
 
-# Ours for planar densities of many rows: edges are as sharp as the Fourier features allow.
+# Ours for planar densities: edges are as sharp as the Fourier features allow.
 FINE = "sklvebm, 256 frequencies"
 # Ours for latents that reconstruct.
 ISOTROPIC = "sklvebm, isotropic noise"
@@ -137,7 +137,7 @@ def _regressed(build):
 
 PEERS = {
     "sklvebm": Peer(_ours(), lambda table: True),
-    FINE: Peer(_ours(n_frequencies=256), lambda table: table.kind == MANY),
+    FINE: Peer(_ours(n_frequencies=256), lambda table: table.kind in ("planar", MANY)),
     ISOTROPIC: Peer(_ours(noise="isotropic"), lambda table: table.kind in ("real", "physical")),
     "GaussianMixture": Peer(_mixture),
     "KernelDensity": Peer(_kernel_density),

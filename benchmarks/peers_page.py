@@ -179,15 +179,15 @@ def verdicts():
     real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
     labelled = [t for t in real if TABLES[t].labelled]
     lines = list(likelihood_verdicts(real))
-    short = [mean(t, OURS, "short_of_truth") for t in planar]
-    lines.append(("planar: within .05 nats of the truth", "all", count(short, lambda s: s <= 0.05)))
-    for model, preset in ((OURS, ""), (FINE, " and with 256 frequencies")):
-        short = [mean(t, model, "short_of_truth") for t in of_kind(MANY, model=model)]
-        asked = f"the same, of 20,000 rows{preset}"
-        lines.append((asked, "all", count(short, lambda s: s <= 0.05)))
-    shares = [mean(t, OURS, "least_share") for t in planar]
-    asked = "planar: every cell has a third of its share of samples, no lost mode"
-    lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
+    for kind, rows in (("planar", ""), (MANY, ", of 20,000 rows")):
+        for model, preset in ((OURS, ""), (FINE, ", 256 frequencies")):
+            short = [mean(t, model, "short_of_truth") for t in of_kind(kind, model=model)]
+            asked = f"planar: within .05 nats of the truth{rows}{preset}"
+            lines.append((asked, "all", count(short, lambda s: s <= 0.05)))
+    for model, preset in ((OURS, ""), (FINE, ", 256 frequencies")):
+        shares = [mean(t, model, "least_share") for t in of_kind("planar", model=model)]
+        asked = f"planar: every cell has a third of its share of samples, no lost mode{preset}"
+        lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
     for model, noise in ((OURS, ""), (ISOTROPIC, ", isotropic noise")):
         lines += reconstruction_verdicts(model, noise)
     for key in ("logistic", "knn"):
@@ -252,7 +252,7 @@ def isotropic(tables):
 
 
 def many_rows():
-    """Nats short of the truth from 5,000 rows and from 20,000, and how long these take."""
+    """Nats short of the truth from 5,000 rows and from 20,000, and how long the latter take."""
     lines = []
     for name in PLANAR:
         many = of_many_rows(name)
@@ -260,16 +260,19 @@ def many_rows():
             [
                 name,
                 shown(name, OURS, "short_of_truth", 3),
+                shown(name, FINE, "short_of_truth", 3),
                 shown(many, OURS, "short_of_truth", 3),
                 shown(many, FINE, "short_of_truth", 3),
+                shown(name, FINE, "least_share"),
                 shown(many, FINE, "least_share"),
                 shown(many, OURS, "fit_s", 0),
                 shown(many, FINE, "fit_s", 0),
             ]
         )
-    sizes = ["5,000 rows, defaults", "20,000 rows, defaults", "20,000 rows, 256 frequencies"]
-    seconds = ["fit with defaults, s", "with 256, s"]
-    return markdown(["data", *sizes, "least share with 256", *seconds], lines)
+    settings = [f"{n} rows, {how}" for n in ("5,000", "20,000") for how in ("defaults", "256")]
+    shares = [f"least share, {n} rows, 256" for n in ("5,000", "20,000")]
+    seconds = [f"fit, s, 20,000 rows, {how}" for how in ("defaults", "256")]
+    return markdown(["data", *settings, *shares, *seconds], lines)
 
 
 def where():
