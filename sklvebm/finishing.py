@@ -102,7 +102,7 @@ def finish(
     diagnostics = _diagnosed(model, rows.x[picks], noise)
     if energy.tilt is not None:
         n_apart = max(1, int(_SHARE_APART * len(pool.position)))
-        started = _paired(model, rows.x[picks], noise)
+        started = _paired(model, rows.x[picks[:n_apart]], noise)
         model.pool, trace, step_size = equilibrated(energy, pool, started, n_apart, noise)
         diagnostics |= joint_mixing(trace, n_apart)
         data = _joint(energy, rows.x[order[:_N_COVERED]], guesses.location[order[:_N_COVERED], :k])
