@@ -19,15 +19,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from . import tails
 from .networks import MLP
 from .ppca import PPCA
-from .tails import Tails
+from .residuals import Residuals
 
 _LOG_2PI = math.log(2 * math.pi)
 # Largest κ of the residuals (sklvebm.tails). Columns that hold one value for most rows ask for ever
@@ -40,64 +38,6 @@ _LOG_SCALE_RANGE = 3.0
 
 Pull = Callable[[Tensor, Tensor], Tensor]
 """The way back from gradients by two results to one by what they came from."""
-
-
-class Residuals:
-    r"""A(s ∘ t(ε)) at parameters that stay: A, B = A⁻¹ and the tails, each worked out when needed.
-
-    Parameters
-    ----------
-    log_tail, skew : Tensor of shape (d,)
-    mixing : Tensor of shape (d, d) or None
-        What lies below the diagonal is that of a unit lower triangular matrix, what lies above that
-        of a unit upper one, and B is their product: \|det B\| = 1. None for the identity.
-    """
-
-    def __init__(self, log_tail: Tensor, skew: Tensor, mixing: Tensor | None) -> None:
-        self.tails = Tails(log_tail, skew)
-        self._mixing = mixing
-
-    @cached_property
-    def _triangles(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The factors of B, and the identity."""
-        if self._mixing is None:
-            return None
-        eye = torch.eye(len(self._mixing), dtype=self._mixing.dtype, device=self._mixing.device)
-        return eye + self._mixing.tril(-1), eye + self._mixing.triu(1), eye
-
-    @cached_property
-    def unmixing(self) -> Tensor | None:
-        """B, ``(d, d)``."""
-        if self._triangles is None:
-            return None
-        lower, upper, _ = self._triangles
-        return lower @ upper
-
-    @cached_property
-    def mixing(self) -> Tensor | None:
-        """A, ``(d, d)``."""
-        if self._triangles is None:
-            return None
-        lower, upper, eye = self._triangles
-        solve = torch.linalg.solve_triangular
-        half = solve(lower, eye, upper=False, unitriangular=True)
-        return solve(upper, half, upper=True, unitriangular=True)
-
-    def unmix(self, residual: Tensor) -> Tensor:
-        """B r for ``(..., d)``."""
-        return residual if self.unmixing is None else residual @ self.unmixing.T
-
-    def mix(self, scaled: Tensor) -> Tensor:
-        """A r for ``(..., d)``."""
-        return scaled if self.mixing is None else scaled @ self.mixing.T
-
-    def mix_transposed(self, gradient: Tensor) -> Tensor:
-        """Aᵀr: what a gradient by A r is by r."""
-        return gradient if self.mixing is None else gradient @ self.mixing
-
-    def unmix_transposed(self, gradient: Tensor) -> Tensor:
-        """Bᵀr: what a gradient by B r is by r."""
-        return gradient if self.unmixing is None else gradient @ self.unmixing
 
 
 class Reference(nn.Module, ABC):
@@ -438,19 +378,15 @@ class FlexibleReference(Reference):
         residuals = residuals or self._learned()
         prior = self._prior(z)
         loc, log_scale = self.conditional(z)
-        of = residuals.tails
-        return -prior - tails.energy(residuals.unmix(x - loc), log_scale, of.log_tail, of.skew)
+        return -prior - residuals.energy(x - loc, log_scale)
 
     def energy_by_latent(
         self, x: Tensor, z: Tensor, residuals: Residuals | None = None
     ) -> tuple[Tensor, Tensor]:
         residuals = residuals or self._learned()
         loc, log_scale, pull = self._conditional_vjp(z)
-        energy, by_residual, by_log_scale = residuals.tails.energy_and_slopes(
-            residuals.unmix(x - loc), log_scale
-        )
-        by_loc = residuals.unmix_transposed(by_residual).neg()
-        return energy + self._prior(z), z + pull(by_loc, by_log_scale)
+        energy, by_residual, by_log_scale = residuals.energy_and_slopes(x - loc, log_scale)
+        return energy + self._prior(z), z + pull(by_residual.neg(), by_log_scale)
 
     def split_vjp(
         self, v: Tensor, residuals: Residuals | None = None

@@ -30,6 +30,7 @@ LAYERS = [
         "ppca",
         "marginals",
     },
+    {"residuals"},
     {
         "reference",
         "annealing",

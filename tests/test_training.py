@@ -29,6 +29,10 @@ def moons(seed):
     return X[:1000], X[1000:]
 
 
+def gaussian_score(train, test):
+    return multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test).mean()
+
+
 def test_the_gradient_takes_particles_as_they_are(monkeypatch, rng):
     """θ has placed them, in x above all where p_0 is learned with f; none of that is followed."""
     loss, stages = Saddle._loss, []
@@ -43,10 +47,6 @@ def test_the_gradient_takes_particles_as_they_are(monkeypatch, rng):
     X = rng.standard_normal((100, 3))
     quick(warm_start=True).fit(X).fit(X)
     assert {"reference", "tilt", "joint"} <= set(stages)
-
-
-def gaussian_score(train, test):
-    return multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test).mean()
 
 
 def test_defaults_learn_two_moons(moons, seed):
