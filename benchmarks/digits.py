@@ -90,13 +90,20 @@ def measure(seed, **params):
     }
 
 
+def _processor():
+    """The processor by name, where the system tells it; else its kind."""
+    path = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", path.read_text(), re.M) if path.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine():
     """What the figures were measured on."""
     import sklearn
     import torch
 
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],

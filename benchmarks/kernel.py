@@ -1,8 +1,9 @@
 """What one Langevin step costs: ours beside torchebm, blackjax and the matrix products alone.
 
 Run ``python benchmarks/kernel.py`` (a few minutes, one thread). It prints the table, writes
-``benchmarks/results/kernel.json`` and puts the table into ``docs/scale.md``. What is not installed
-(``pip install torchebm blackjax``) is left out, and said so.
+``benchmarks/results/kernel.json``, beside what other processors took, and puts the tables into
+``docs/scale.md``. What is not installed (``pip install torchebm blackjax``) is left out, and said
+so.
 
 The energy is ½‖u‖² + f(u), f a SiLU perceptron of two hidden layers, in float32; chains move side
 by side. Each contender takes the same number of steps in turn, over and over, so that whatever else
@@ -225,6 +226,11 @@ def measure(size: tuple[int, int, int], metropolis: bool) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+def page(machines: list[dict]) -> str:
+    """Markdown: a table for each processor."""
+    return "\n\n".join(table(one["rows"], one["machine"]) for one in machines)
+
+
 def table(rows: list[dict], where: dict) -> str:
     """Markdown: microseconds, and how ours compares."""
     names = [name for name in CONTENDERS if any(name in row["microseconds"] for row in rows)]
@@ -267,8 +273,14 @@ def main() -> None:
         print("not installed, and left out:", ", ".join(missing))
     if arguments.keep:
         path = ROOT / "benchmarks" / "results" / "kernel.json"
-        path.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
-        insert(ROOT / "docs" / "scale.md", "kernel", table(rows, where))
+        others = [
+            one
+            for one in json.loads(path.read_text())
+            if one["machine"]["processor"] != where["processor"]
+        ]
+        machines = [{"machine": where, "rows": rows}, *others]
+        path.write_text(json.dumps(machines, indent=1) + "\n")
+        insert(ROOT / "docs" / "scale.md", "kernel", page(machines))
 
 
 if __name__ == "__main__":
