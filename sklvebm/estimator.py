@@ -519,10 +519,15 @@ class LVEBMEstimator(
             raise ValueError(f"features {np.flatnonzero(unseen).tolist()} have no observed value.")
         with np.errstate(over="ignore", invalid="ignore"):
             self._scaler = StandardScaler().fit(X.astype(np.float64), sample_weight=weight)
-        if not np.isfinite([self._scaler.mean_, self._scaler.scale_]).all():
-            raise ValueError(
-                "the variance of a feature overflows float64; rescale the columns of X."
-            )
+        varies = np.nanmax(X, axis=0) > np.nanmin(X, axis=0)
+        over = ~np.isfinite([self._scaler.mean_, self._scaler.scale_]).all(axis=0)
+        under = varies & (self._scaler.var_ < np.finfo(np.float64).tiny)
+        for fails, beyond in ((over, "overflows"), (under, "underflows")):
+            if fails.any():
+                raise ValueError(
+                    f"the variance of features {np.flatnonzero(fails).tolist()} {beyond} float64; "
+                    "rescale the columns of X."
+                )
         self._maps: MarginalMaps | None = None
         self._random_state = np.random.RandomState(draw_seed(self.random_state))
 

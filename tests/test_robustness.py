@@ -281,9 +281,12 @@ class TestBadInput:
             if name.endswith("_") and isinstance(value, float):
                 assert np.isfinite(value), name
 
-    def test_an_overflowing_column_is_refused(self, X):
-        with pytest.raises(ValueError, match="overflows"):
-            quick().fit(X * 1e200)
+    @pytest.mark.parametrize(("unit", "beyond"), [(1e200, "overflows"), (1e-200, "underflows")])
+    def test_a_column_whose_variance_is_no_float_is_refused(self, X, unit, beyond):
+        """Unless it is refused, what underflows passes for constant, in a unit of one."""
+        X = X * np.r_[1.0, unit, np.ones(X.shape[1] - 2)]
+        with pytest.raises(ValueError, match=rf"variance of features \[1\] {beyond}"):
+            quick().fit(X)
 
     @pytest.mark.slow
     def test_a_row_beyond_all_bounds_scores_low_and_harms_no_other(self, X):
