@@ -76,6 +76,12 @@ class MLP(nn.Module):
         for parameter in self.rest[-1].parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def width(self) -> int:
+        """Of the widest layer."""
+        layers = self._linear(self.first) + self._linear(self.rest)
+        return max(layer.out_features for layer in layers)
+
     @staticmethod
     def _linear(layers: nn.ModuleList) -> list[nn.Linear]:
         return cast(list[nn.Linear], list(layers))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sklvebm.energies import CustomEnergy, FreeEnergy, LinearEnergy, TiltedEnergy
+from sklvebm.energies import CustomEnergy, FreeEnergy, LinearEnergy, TiltedEnergy, _joint
 from sklvebm.langevin import Differentiated, tempered, times_normal, value_and_gradient
 
 D, K = 5, 3
@@ -65,6 +65,21 @@ def test_complete_rows_among_others(name, generator):
     beside = torch.cat([x, torch.full((1, D), torch.nan, dtype=torch.float64)])
     value = energy.posterior(beside)(torch.cat([u, u[:1]]))[:-1]
     torch.testing.assert_close(value, density(u))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_few_rows_at_a_time_give_the_same(name, generator, monkeypatch):
+    """As do particles that all rows share."""
+    energy = away_from_the_start(SPECS[name], generator)
+    x = torch.randn(7, D, generator=generator, dtype=torch.float64)
+    z = torch.randn(1, 4, K, generator=generator, dtype=torch.float64)
+    density, each = energy.posterior(x), z.expand(7, 4, K)
+    together = value_and_gradient(density, each)
+    monkeypatch.setattr(_joint, "_AT_ONCE", _joint._AT_ONCE * 2 // energy._rows_at_once(4))
+    assert energy._rows_at_once(4) == 2
+    for shared_or_not in (z, each):
+        assert_same(value_and_gradient(density, shared_or_not), together)
+        torch.testing.assert_close(density(shared_or_not), together[0])
 
 
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "linear"])

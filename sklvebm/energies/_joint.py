@@ -3,7 +3,7 @@ r"""The joint energy E_θ(x, z) = −log p_0(x, z) + f_θ(x, z) as a torch modul
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from ..reference import Reference
 from ._tilts import ModuleTilt, NetworkTilt
 
 _LOG_2PI = math.log(2 * math.pi)
+# Numbers of an array that the processor works on at once: some twenty such take turns in its cache.
+_AT_ONCE = 2**19
 
 
 class JointEnergy(nn.Module):
@@ -115,29 +117,58 @@ class JointEnergy(nn.Module):
         """What depends on x or on θ alone is computed once, for ``rows (n, 1, d)``."""
         residuals = self.reference.residuals()
         tilt = self.tilt if isinstance(self.tilt, NetworkTilt) else None
-        entered = None if tilt is None else tilt.enter(rows)
         k = self.reference.n_components
+        # Of each row, and what the tilt's first layer receives from it.
+        known = (rows,) if tilt is None else (rows, tilt.enter(rows))
 
-        def log_density(u: Tensor) -> Tensor:
+        def log_density(u: Tensor, x: Tensor, *entered: Tensor) -> tuple[Tensor]:
             z = u[..., :k]
-            value = self.reference.log_prob(rows, z, residuals)
-            if tilt is not None and entered is not None:
-                value = value - tilt.vjp(entered, z)[0]
-            # Rows that miss nothing, among others that do.
-            return value if u.shape[-1] == k else value + _log_normal(u[..., k:]).sum(-1)
+            value = self.reference.log_prob(x, z, residuals)
+            if tilt is not None:
+                value = value - tilt.vjp(entered[0], z)[0]
+            if u.shape[-1] > k:
+                # Rows that miss nothing, among others that do.
+                value = value + _log_normal(u[..., k:]).sum(-1)
+            return (value,)
 
-        def both(u: Tensor) -> tuple[Tensor, Tensor]:
+        def both(u: Tensor, x: Tensor, *entered: Tensor) -> tuple[Tensor, Tensor]:
             z = u[..., :k]
-            energy, gradient = self.reference.energy_by_latent(rows, z, residuals)
-            if tilt is not None and entered is not None:
-                value, slope = tilt.vjp(entered, z)
+            energy, gradient = self.reference.energy_by_latent(x, z, residuals)
+            if tilt is not None:
+                value, slope = tilt.vjp(entered[0], z)
                 energy, gradient = energy + value, gradient + tilt.by_latent(slope())
             if u.shape[-1] == k:
                 return -energy, -gradient
             y = u[..., k:]
             return _log_normal(y).sum(-1) - energy, -torch.cat([gradient, y], -1)
 
-        return Differentiated(log_density, both)
+        def by_rows(answer: Callable[..., Sequence[Tensor]], u: Tensor) -> Sequence[Tensor]:
+            n_rows = self._rows_at_once(u.shape[1])
+            if n_rows >= len(rows) or u.device.type != "cpu":
+                return answer(u, *known)
+            each = (part.split(n_rows) for part in (u.expand(len(rows), -1, -1), *known))
+            found = [answer(*part) for part in zip(*each, strict=True)]
+            return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+        def value(u: Tensor) -> Tensor:
+            return by_rows(log_density, u)[0]
+
+        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+            log_p, gradient = by_rows(both, u)
+            return log_p, gradient
+
+        return Differentiated(value, value_and_gradient)
+
+    def _rows_at_once(self, n_particles: int) -> int:
+        """Of how many rows that many particles each are worked on together by a processor.
+
+        As many as fit its cache: a power of two, so that arrays of one shape fall into arrays of
+        one shape.
+        """
+        networks = (self.reference.net, getattr(self.tilt, "net", None))
+        widths = [net.width for net in networks if net is not None]
+        width = max([self.reference.n_features, *widths])
+        return 1 << max(0, (_AT_ONCE // (width * n_particles)).bit_length() - 1)
 
     def complete(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and latents ``(n, p or 1, d)``, ``(n, p, k)`` from what :meth:`posterior` reads."""
