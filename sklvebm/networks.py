@@ -53,6 +53,11 @@ class MLP(nn.Module):
         and the first block is computed once a row.
     hidden_layer_sizes : sequence of int
     n_output : int
+
+    Attributes
+    ----------
+    width : int
+        Of the widest layer, the output among them.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [*hidden_layer_sizes, n_output]
         total = sum(n_inputs)
+        self.width = max(sizes)
         self.first = nn.ModuleList(
             linear(n, sizes[0], generator=generator, bias=i == 0, bound=total**-0.5)
             for i, n in enumerate(n_inputs)
@@ -75,12 +81,6 @@ class MLP(nn.Module):
         )
         for parameter in self.rest[-1].parameters():
             nn.init.zeros_(parameter)
-
-    @property
-    def width(self) -> int:
-        """Of the widest layer."""
-        layers = self._linear(self.first) + self._linear(self.rest)
-        return max(layer.out_features for layer in layers)
 
     @staticmethod
     def _linear(layers: nn.ModuleList) -> list[nn.Linear]:

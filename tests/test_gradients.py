@@ -69,17 +69,21 @@ def test_complete_rows_among_others(name, generator):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_few_rows_at_a_time_give_the_same(name, generator, monkeypatch):
-    """As do particles that all rows share."""
+    """As do particles that all rows share, and members of the pool."""
     energy = away_from_the_start(SPECS[name], generator)
     x = torch.randn(7, D, generator=generator, dtype=torch.float64)
     z = torch.randn(1, 4, K, generator=generator, dtype=torch.float64)
+    v = torch.randn(9, D + K, generator=generator, dtype=torch.float64)
     density, each = energy.posterior(x), z.expand(7, 4, K)
-    together = value_and_gradient(density, each)
+    pairs = [(density, each), (density, z)]
+    if energy.tilt is not None:
+        pairs.append((energy.log_tilt, v))
+    together = [value_and_gradient(log_p, at) for log_p, at in pairs]
     monkeypatch.setattr(_joint, "_AT_ONCE", _joint._AT_ONCE * 2 // energy._rows_at_once(4))
     assert energy._rows_at_once(4) == 2
-    for shared_or_not in (z, each):
-        assert_same(value_and_gradient(density, shared_or_not), together)
-        torch.testing.assert_close(density(shared_or_not), together[0])
+    for (log_p, at), expected in zip(pairs, together, strict=True):
+        assert_same(value_and_gradient(log_p, at), expected)
+        torch.testing.assert_close(log_p(at), expected[0])
 
 
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "linear"])

@@ -36,6 +36,9 @@ class JointEnergy(nn.Module):
         self.reference = reference
         self.tilt = tilt
         self.reference_share = reference_share
+        networks = (reference.net, getattr(tilt, "net", None))
+        # Numbers a pair (x, z) in the widest array on the way to an answer.
+        self._width = max([reference.n_features, *(net.width for net in networks if net)])
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Energies ``(...)`` of ``x (..., d)`` and ``z (..., k)``, which broadcast."""
@@ -72,11 +75,11 @@ class JointEnergy(nn.Module):
         if tilt is None:
             return lambda v: v.new_zeros(v.shape[:-1])
 
-        def value(v: Tensor) -> Tensor:
-            return -tilt(*self.reference.split(v, residuals))
+        def value(v: Tensor) -> tuple[Tensor]:
+            return (-tilt(*self.reference.split(v, residuals)),)
 
         if not isinstance(tilt, NetworkTilt):
-            return value
+            return lambda v: value(v)[0]
 
         def both(v: Tensor) -> tuple[Tensor, Tensor]:
             x, z, pull = self.reference.split_vjp(v, residuals)
@@ -84,7 +87,7 @@ class JointEnergy(nn.Module):
             gradient = slope().neg_()
             return -found, pull(tilt.by_row(gradient, x), tilt.by_latent(gradient))
 
-        return Differentiated(value, both)
+        return self._in_parts(value, both, lambda v: (1, (v,)))
 
     def posterior(self, x: Tensor, *, complete: bool | None = None) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
@@ -121,43 +124,55 @@ class JointEnergy(nn.Module):
         # Of each row, and what the tilt's first layer receives from it.
         known = (rows,) if tilt is None else (rows, tilt.enter(rows))
 
-        def log_density(u: Tensor, x: Tensor, *entered: Tensor) -> tuple[Tensor]:
+        def value(u: Tensor, x: Tensor, *entered: Tensor) -> tuple[Tensor]:
             z = u[..., :k]
-            value = self.reference.log_prob(x, z, residuals)
+            found = self.reference.log_prob(x, z, residuals)
             if tilt is not None:
-                value = value - tilt.vjp(entered[0], z)[0]
+                found = found - tilt.vjp(entered[0], z)[0]
             if u.shape[-1] > k:
                 # Rows that miss nothing, among others that do.
-                value = value + _log_normal(u[..., k:]).sum(-1)
-            return (value,)
+                found = found + _log_normal(u[..., k:]).sum(-1)
+            return (found,)
 
         def both(u: Tensor, x: Tensor, *entered: Tensor) -> tuple[Tensor, Tensor]:
             z = u[..., :k]
             energy, gradient = self.reference.energy_by_latent(x, z, residuals)
             if tilt is not None:
-                value, slope = tilt.vjp(entered[0], z)
-                energy, gradient = energy + value, gradient + tilt.by_latent(slope())
+                found, slope = tilt.vjp(entered[0], z)
+                energy, gradient = energy + found, gradient + tilt.by_latent(slope())
             if u.shape[-1] == k:
                 return -energy, -gradient
             y = u[..., k:]
             return _log_normal(y).sum(-1) - energy, -torch.cat([gradient, y], -1)
 
-        def by_rows(answer: Callable[..., Sequence[Tensor]], u: Tensor) -> Sequence[Tensor]:
-            n_rows = self._rows_at_once(u.shape[1])
-            if n_rows >= len(rows) or u.device.type != "cpu":
-                return answer(u, *known)
-            each = (part.split(n_rows) for part in (u.expand(len(rows), -1, -1), *known))
-            found = [answer(*part) for part in zip(*each, strict=True)]
+        return self._in_parts(
+            value, both, lambda u: (u.shape[1], (u.expand(len(rows), -1, -1), *known))
+        )
+
+    def _in_parts(
+        self,
+        value: Callable[..., Sequence[Tensor]],
+        both: Callable[..., Sequence[Tensor]],
+        inputs: Callable[[Tensor], tuple[int, Sequence[Tensor]]],
+    ) -> Differentiated:
+        """The log-density of ``value``, and of it and its gradient, a few rows at a time.
+
+        ``inputs`` are theirs, and how many particles a row has in them.
+        """
+
+        def answer(function: Callable[..., Sequence[Tensor]], u: Tensor) -> Sequence[Tensor]:
+            n_particles, each = inputs(u)
+            n_rows = self._rows_at_once(n_particles)
+            if u.device.type != "cpu" or n_rows >= len(each[0]):
+                return function(*each)
+            found = [function(*some) for some in zip(*(e.split(n_rows) for e in each), strict=True)]
             return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-        def value(u: Tensor) -> Tensor:
-            return by_rows(log_density, u)[0]
+        def log_density_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
+            log_density, gradient = answer(both, u)
+            return log_density, gradient
 
-        def value_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-            log_p, gradient = by_rows(both, u)
-            return log_p, gradient
-
-        return Differentiated(value, value_and_gradient)
+        return Differentiated(lambda u: answer(value, u)[0], log_density_and_gradient)
 
     def _rows_at_once(self, n_particles: int) -> int:
         """Of how many rows that many particles each are worked on together by a processor.
@@ -165,10 +180,7 @@ class JointEnergy(nn.Module):
         As many as fit its cache: a power of two, so that arrays of one shape fall into arrays of
         one shape.
         """
-        networks = (self.reference.net, getattr(self.tilt, "net", None))
-        widths = [net.width for net in networks if net is not None]
-        width = max([self.reference.n_features, *widths])
-        return 1 << max(0, (_AT_ONCE // (width * n_particles)).bit_length() - 1)
+        return 1 << max(0, (_AT_ONCE // (self._width * n_particles)).bit_length() - 1)
 
     def complete(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and latents ``(n, p or 1, d)``, ``(n, p, k)`` from what :meth:`posterior` reads."""
