@@ -89,6 +89,14 @@ CELLS = [
     ),
     ("checkerboard", "pool_size=1024", {"pool_size": 1024}),
     ("checkerboard", "n_steps=4", {"n_steps": 4}),
+    *(
+        cell
+        for name in ("duffing", "mueller-brown")
+        for cell in (
+            (name, "defaults", {}),
+            (name, "n_frequencies=256", {"energy": TiltedEnergy(n_frequencies=256)}),
+        )
+    ),
     ("rings", "defaults", {}),
     ("rings", "n_frequencies=128", {"energy": TiltedEnergy(n_frequencies=128)}),
     ("casp", "defaults", {}),
@@ -140,7 +148,7 @@ CELLS = [
     ),
 ]
 
-PLANAR = ("moons", "checkerboard", "rings")
+PLANAR = ("moons", "checkerboard", "duffing", "mueller-brown", "rings")
 # Latents, where they are not those of the table.
 COMPONENTS = {"digits": 10, "moons": 2, "20 uniform rows": 2}
 
@@ -196,7 +204,7 @@ def table(cells):
         }
         right = [row["accuracy"] for row in rows if row["accuracy"] is not None]
         accuracy = f"{np.mean(right):.3f}" if right else ""
-        # Planar densities are learned to within hundredths of a nat.
+        # Densities of the plane are learned to within hundredths of a nat.
         places = 3 if cell["data"] in PLANAR else 2
         likelihood = f"{mean['log_likelihood']:.{places}f}"
         # What a fit of before there was a choice had.
