@@ -87,7 +87,7 @@ class JointEnergy(nn.Module):
             gradient = slope().neg_()
             return -found, pull(tilt.by_row(gradient, x), tilt.by_latent(gradient))
 
-        return self._in_parts(value, both, lambda v: (1, (v,)))
+        return self._in_parts(value, both, lambda v: (v,))
 
     def posterior(self, x: Tensor, *, complete: bool | None = None) -> LogDensity:
         r"""Log-density of what is not observed of each row of ``x (n, d)``, up to a constant.
@@ -145,24 +145,23 @@ class JointEnergy(nn.Module):
             y = u[..., k:]
             return _log_normal(y).sum(-1) - energy, -torch.cat([gradient, y], -1)
 
-        return self._in_parts(
-            value, both, lambda u: (u.shape[1], (u.expand(len(rows), -1, -1), *known))
-        )
+        return self._in_parts(value, both, lambda u: (u.expand(len(rows), -1, -1), *known))
 
     def _in_parts(
         self,
         value: Callable[..., Sequence[Tensor]],
         both: Callable[..., Sequence[Tensor]],
-        inputs: Callable[[Tensor], tuple[int, Sequence[Tensor]]],
+        inputs: Callable[[Tensor], Sequence[Tensor]],
     ) -> Differentiated:
-        """The log-density of ``value``, and of it and its gradient, a few rows at a time.
+        """The log-density that ``value`` finds, and ``both`` with its gradient, row by row.
 
-        ``inputs`` are theirs, and how many particles a row has in them.
+        Of ``inputs(u)``, whose first is ``u (n, ..., m)`` and all of ``n`` rows. A processor is
+        given a few of these at a time.
         """
 
         def answer(function: Callable[..., Sequence[Tensor]], u: Tensor) -> Sequence[Tensor]:
-            n_particles, each = inputs(u)
-            n_rows = self._rows_at_once(n_particles)
+            each = inputs(u)
+            n_rows = self._rows_at_once(math.prod(each[0].shape[1:-1]))
             if u.device.type != "cpu" or n_rows >= len(each[0]):
                 return function(*each)
             found = [function(*some) for some in zip(*(e.split(n_rows) for e in each), strict=True)]
