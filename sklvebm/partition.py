@@ -42,7 +42,7 @@ _MAX_REFINEMENTS = 3
 _N_WALKS = 2048
 # Draws are doubled from few on until the error is this small (the integral of exp(score_samples) is
 # then within a hundredth of one), or until there are so many for each member of the pool.
-_FEW_DRAWS, _DRAWS_A_MEMBER, _GOOD_STD = 8192, 64, 0.005
+_FEW_DRAWS, _DRAWS_A_MEMBER, _GOOD_STD = 8192, 128, 0.005
 # Components that may be added where members sit alone, and the chains that explore there.
 _MAX_ADDED, _N_LOCAL, _N_LOCAL_STEPS = 8, 256, 100
 
