@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+
+# Before MKL is first asked for a product. On AMD processors it else rounds a row by its place in an
+# array; docs/trust.md tells users.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import numpy as np
 import pytest
