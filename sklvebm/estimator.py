@@ -510,24 +510,10 @@ class LVEBMEstimator(
 
         Fits and unseeded draws take their seeds from that stream.
         """
-        from sklearn.preprocessing import StandardScaler
-
         from ._arrays import draw_seed
+        from .units import fitted_scaler
 
-        unseen = np.isnan(X).all(axis=0)
-        if unseen.any():
-            raise ValueError(f"features {np.flatnonzero(unseen).tolist()} have no observed value.")
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._scaler = StandardScaler().fit(X.astype(np.float64), sample_weight=weight)
-        varies = np.nanmax(X, axis=0) > np.nanmin(X, axis=0)
-        over = ~np.isfinite([self._scaler.mean_, self._scaler.scale_]).all(axis=0)
-        under = varies & (self._scaler.var_ < np.finfo(np.float64).tiny)
-        for fails, beyond in ((over, "overflows"), (under, "underflows")):
-            if fails.any():
-                raise ValueError(
-                    f"the variance of features {np.flatnonzero(fails).tolist()} {beyond} float64; "
-                    "rescale the columns of X."
-                )
+        self._scaler = fitted_scaler(X, weight)
         self._maps: MarginalMaps | None = None
         self._random_state = np.random.RandomState(draw_seed(self.random_state))
 

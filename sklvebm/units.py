@@ -6,12 +6,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ._arrays import on_tensors
 from .marginals import MarginalMaps
+
+
+def fitted_scaler(X: NDArray, weight: NDArray) -> StandardScaler:
+    """Means and standard deviations of ``X (n, d)``, NaN where missing, in double precision.
+
+    Raises
+    ------
+    ValueError
+        If a feature is never seen, or its variance is too large or too small for a number.
+    """
+
+    def refuse(features: ArrayLike, why: str) -> None:
+        if np.any(features):
+            raise ValueError(why.format(np.flatnonzero(features).tolist()))
+
+    refuse(np.isnan(X).all(axis=0), "features {} have no observed value.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaler = StandardScaler().fit(X.astype(np.float64), sample_weight=weight)
+    over = ~np.isfinite([scaler.mean_, scaler.scale_]).all(axis=0)
+    # A variance of zero stands for a constant feature.
+    varies = np.nanmax(X, axis=0) > np.nanmin(X, axis=0)
+    under = varies & (scaler.var_ < np.finfo(np.float64).tiny)
+    for features, beyond in ((over, "overflows"), (under, "underflows")):
+        why = f"the variance of features {{}} {beyond} float64; rescale the columns of X."
+        refuse(features, why)
+    return scaler
 
 
 @dataclass(frozen=True)
