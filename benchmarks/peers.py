@@ -198,6 +198,7 @@ def _likelihood(model, rows, split):
     }
     if hasattr(model, "elbo_samples"):
         found["elbo"] = float(model.elbo_samples(split.X_test).mean())
+        found["iwae"] = float(model.iwae_samples(split.X_test).mean())
     if hasattr(model, "log_partition_std_"):
         found["log_partition_std"] = model.log_partition_std_
     if split.truth is not None:

@@ -48,6 +48,15 @@ def linear(kind, X, n_importance=50):
     return model
 
 
+def by_quadrature(model, x):
+    """log p(x) of a decoder with one latent, and the posterior mean ``(n, 1)``."""
+    z = torch.linspace(-12, 12, 8001)
+    with torch.no_grad():
+        joint = model.decoder_.log_joint(x, z[:, None, None])
+    exact = torch.logsumexp(joint.double(), 0) + math.log(z[1] - z[0])
+    return exact.numpy(), (torch.softmax(joint, 0) * z[:, None]).sum(0)[:, None]
+
+
 class TestDecoders:
     @pytest.mark.parametrize("kind", DECODERS)
     def test_linear_models_are_exact(self, bent, kind):
@@ -57,7 +66,7 @@ class TestDecoders:
         left = bent - ppca.loc
         square = (left * np.linalg.solve(covariance, left.T).T).sum(1)
         exact = -0.5 * (square + np.linalg.slogdet(2 * np.pi * covariance)[1])
-        np.testing.assert_allclose(model.score_samples(bent), exact, atol=1e-4)
+        np.testing.assert_allclose(model.iwae_samples(bent), exact, atol=1e-4)
         np.testing.assert_allclose(model.elbo_samples(bent), exact, atol=1e-4)
 
     @pytest.mark.statistical
@@ -66,19 +75,32 @@ class TestDecoders:
         """exp(score) is a mean of importance weights, of expectation p(x) whatever q is."""
         model = kind(1, training=SHORT, n_importance=100, random_state=seed).fit(bent)
         x = torch.tensor(bent[:40], dtype=torch.float32)
-        z = torch.linspace(-12, 12, 8001)
-        with torch.no_grad():
-            joint = model.decoder_.log_joint(x, z[:, None, None])
-        exact = (torch.logsumexp(joint.double(), 0) + math.log(z[1] - z[0])).numpy()
+        exact, mean = by_quadrature(model, x)
         # About each row's posterior, and wider than the prior: its weights are bounded, by little.
-        mean = (torch.softmax(joint, 0) * z[:, None]).sum(0)[:, None]
         model._posterior = lambda x: (mean, torch.full((len(x), 1), 0.3))
 
-        def ratio(random_state):
+        def ratios(random_state):
             model.set_params(random_state=random_state)
-            return np.exp(model.score_samples(x) - exact).mean()
+            scores = model.score_samples(x), model.iwae_samples(x)
+            return [np.exp(score - exact).mean() for score in scores]
 
-        assert_close_to([ratio(seed + i) for i in range(64)], 1.0)
+        for found in zip(*(ratios(seed + i) for i in range(64)), strict=True):
+            assert_close_to(found, 1.0)
+
+    @pytest.mark.statistical
+    def test_an_encoder_that_is_lost_does_not_lower_a_score(self, bent, seed):
+        """A q far from the posterior leaves the IWAE bound nats below log p(x), not the score."""
+        model = baselines.VAE(1, training=SHORT, random_state=seed).fit(bent)
+        x = torch.tensor(bent[:40], dtype=torch.float32)
+        exact, mean = by_quadrature(model, x)
+        model._posterior = lambda x: (mean + 6.0, torch.full((len(x), 1), -2.0))
+        assert (model.iwae_samples(x) - exact).mean() < -5
+        errors = [
+            (model.set_params(random_state=seed + i).score_samples(x) - exact).mean()
+            for i in range(16)
+        ]
+        # Bias by Jensen's inequality is of the order of the squared error of a row.
+        assert abs(np.mean(errors)) < 0.05
 
     @pytest.mark.parametrize("kind", DECODERS)
     def test_answers(self, bent, kind):

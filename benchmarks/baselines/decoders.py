@@ -7,7 +7,9 @@ stands for the posterior in training: an encoder; a Gaussian for each row; a poi
 References
 ----------
 D. P. Kingma and M. Welling (2014), "Auto-encoding variational Bayes", ICLR. Y. Burda, R. Grosse and
-R. Salakhutdinov (2016), "Importance weighted autoencoders", ICLR (the likelihood).
+R. Salakhutdinov (2016), "Importance weighted autoencoders", ICLR (``iwae_samples``). E. Veach and
+L. J. Guibas (1995), "Optimally combining sampling techniques for Monte Carlo rendering", SIGGRAPH
+(the balance heuristic of ``score_samples``).
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from ._training import TorchModel, Training
 LOG_2PI = math.log(2 * math.pi)
 _MIN_LOG_SCALE = math.log(1e-3)
 _CHUNK = 100
+# Degrees of freedom of the Student t about a row's mode, and the least eigenvalue of its precision:
+# the prior's is one.
+_FREEDOM, _LEAST_PRECISION = 5.0, 0.25
+_MODE_STEPS, _MODE_RATE = 300, 5e-2
 
 
 def mlp(
@@ -85,6 +91,16 @@ def log_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
 
+def _gaussian_draws(loc: Tensor, log_scale: Tensor, n: int, generator: torch.Generator):
+    """Draws ``(n, rows, k)`` of a diagonal Gaussian for each row, and its log-density."""
+    scale = log_scale.exp()
+
+    def log_density(z: Tensor) -> Tensor:
+        return log_normal((z - loc) / scale) - log_scale.sum(-1)
+
+    return loc + scale * torch.randn(n, *loc.shape, generator=generator), log_density
+
+
 class _DecoderModel(TransformerMixin, TorchModel):
     """What the three models share: parameters, likelihood, latents, reconstruction, samples."""
 
@@ -138,19 +154,90 @@ class _DecoderModel(TransformerMixin, TorchModel):
             return (loc + log_scale.exp() * torch.randn(loc.shape, generator=generator)).numpy()
 
     def _log_weights(self, X, n: int):
-        """log p(x, z) − log q(z | x) for ``n`` draws a row, a few rows at a time."""
+        """log p(x, z) − log q(z | x) for ``n`` draws per row, a few rows at a time."""
         x = torch.tensor(np.asarray(X), dtype=torch.float32)
         loc, log_scale = self._posterior(x)
         generator = torch.Generator().manual_seed(self.random_state)
         for part in torch.arange(len(x)).split(_CHUNK):
-            xi = torch.randn(n, len(part), self.n_components, generator=generator)
+            z, log_q = _gaussian_draws(loc[part], log_scale[part], n, generator)
             with torch.no_grad():
-                z = loc[part] + log_scale[part].exp() * xi
-                log_q = log_normal(xi) - log_scale[part].sum(-1)
-                yield self.decoder_.log_joint(x[part], z) - log_q
+                yield self.decoder_.log_joint(x[part], z) - log_q(z)
 
     def score_samples(self, X):
-        """IWAE bound on log p(x) with ``n_importance`` draws a row."""
+        """log p(x) by importance sampling, ``n_importance`` draws of each of two proposals.
+
+        One is q(z | x). It is trained to cover no more than it must, and an encoder knows little of
+        rows unlike those it has seen. So the other is a Student t about the highest mode of
+        p(z | x) that ascent finds from q and from the decoder's linear part, as wide as the
+        curvature there says. All draws are weighted against the mixture of both. Low in expectation
+        by Jensen's inequality, as any such estimate.
+        """
+        x = torch.tensor(np.asarray(X), dtype=torch.float32)
+        loc, log_scale = self._posterior(x)
+        generator = torch.Generator().manual_seed(self.random_state)
+        n, found = self.n_importance, []
+        for part in torch.arange(len(x)).split(_CHUNK):
+            rows = x[part]
+            proposals = [
+                _gaussian_draws(loc[part], log_scale[part], n, generator),
+                self._student_draws(rows, loc[part], n, generator),
+            ]
+            z = torch.cat([drawn for drawn, _ in proposals])
+            log_q = torch.stack([log_density(z) for _, log_density in proposals])
+            with torch.no_grad():
+                log_weight = self.decoder_.log_joint(rows, z) - torch.logsumexp(log_q, 0)
+            found.append(torch.logsumexp(log_weight, 0) - math.log(n))
+        return torch.cat(found).double().numpy()
+
+    def _student_draws(self, x: Tensor, guess: Tensor, n: int, generator: torch.Generator):
+        """Draws ``(n, rows, k)`` of a Student t about each row's mode, and its log-density."""
+        mode = self._modes(x, guess)
+        hessian = torch.func.vmap(torch.func.hessian(self.decoder_.log_joint, argnums=1))(x, mode)
+        precision, axes = torch.linalg.eigh(-hessian)
+        scale = precision.clamp(min=_LEAST_PRECISION).rsqrt()
+        k = mode.shape[1]
+        xi = torch.randn(n, *mode.shape, generator=generator)
+        # Chi-squared of as many degrees of freedom, from as many squared normal numbers.
+        squares = torch.randn(n, len(mode), int(_FREEDOM), generator=generator).square().sum(-1)
+        along = scale * xi / (squares / _FREEDOM).sqrt()[..., None]
+        constant = (
+            math.lgamma((_FREEDOM + k) / 2)
+            - math.lgamma(_FREEDOM / 2)
+            - 0.5 * k * math.log(_FREEDOM * math.pi)
+        )
+
+        def log_density(z: Tensor) -> Tensor:
+            white = torch.einsum("nrk,rkj->nrj", z - mode, axes) / scale
+            tails = -(_FREEDOM + k) / 2 * torch.log1p(white.square().sum(-1) / _FREEDOM)
+            return constant - scale.log().sum(-1) + tails
+
+        return mode + torch.einsum("nrj,rkj->nrk", along, axes), log_density
+
+    def _modes(self, x: Tensor, guess: Tensor) -> Tensor:
+        """The highest z ``(rows, k)`` that ascent finds from ``guess`` and from the linear part."""
+        starts = torch.stack([guess, self._linear_posterior(x)[0]])
+        z = starts.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([z], lr=_MODE_RATE)
+        for step in range(_MODE_STEPS):
+            optimizer.param_groups[0]["lr"] = _MODE_RATE * (1 - step / _MODE_STEPS)
+            (z.grad,) = torch.autograd.grad(-self.decoder_.log_joint(x, z).sum(), z)
+            optimizer.step()
+        with torch.no_grad():
+            tried = torch.cat([starts, z])
+            best = self.decoder_.log_joint(x, tried).argmax(0)
+            return tried[best, torch.arange(len(x))]
+
+    @torch.no_grad()
+    def _linear_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log scale of each row under the linear part of the decoder."""
+        weight, variance = self.decoder_.linear.weight, (2 * self.decoder_.log_scale).exp()
+        scaled = weight.T / variance
+        precision = torch.eye(weight.shape[1]) + scaled @ weight
+        loc = torch.linalg.solve(precision, scaled @ (x - self.decoder_.linear.bias).T).T
+        return loc, (-0.5 * torch.diagonal(precision).log()).expand_as(loc)
+
+    def iwae_samples(self, X):
+        """IWAE bound on log p(x): ``n_importance`` draws of q per row."""
         n = self.n_importance
         parts = [torch.logsumexp(w, 0) - math.log(n) for w in self._log_weights(X, n)]
         return torch.cat(parts).double().numpy()
@@ -204,13 +291,7 @@ class _PerRow(_DecoderModel):
 
     def _start(self, x: Tensor) -> Tensor:
         """(location, log scale) of each row under the linear part of the decoder, ``(n, 2k)``."""
-        weight, variance = self.decoder_.linear.weight, (2 * self.decoder_.log_scale).exp()
-        with torch.no_grad():
-            scaled = weight.T / variance
-            precision = torch.eye(weight.shape[1]) + scaled @ weight
-            loc = torch.linalg.solve(precision, scaled @ (x - self.decoder_.linear.bias).T).T
-            log_scale = (-0.5 * torch.diagonal(precision).log()).expand_as(loc)
-        return torch.cat([loc, log_scale], 1)
+        return torch.cat(self._linear_posterior(x), 1)
 
     def _fit(self, fit, held_out, generator):
         self._start_decoder(fit)
