@@ -52,7 +52,7 @@ class Screen:
     Parameters
     ----------
     verbose : int
-        1 prints a line a stage, 2 a line an evaluation.
+        1 prints a line per stage, 2 a line per evaluation.
     """
 
     def __init__(self, verbose: int) -> None:
@@ -136,5 +136,5 @@ def _line(row: dict[str, Any]) -> str:
     if math.isfinite(row["energy_gap"]):
         parts.append(f"energy gap {row['energy_gap']:.2f}")
     if "log_likelihood" in row:
-        parts.append(f"held-out log-likelihood {row['log_likelihood']:.3f} nats a row")
+        parts.append(f"held-out log-likelihood {row['log_likelihood']:.3f} nats per row")
     return ", ".join(parts)

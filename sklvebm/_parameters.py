@@ -53,7 +53,7 @@ def default_weight_decay(n_samples: float, share_of_pairs: float = 1.0) -> float
 
 
 def default_max_iter(n_samples: float) -> int:
-    """Three updates a row, within 1,500 and 3,000."""
+    """Three updates per row, within 1,500 and 3,000."""
     return round(min(max(_UPDATES_A_ROW * n_samples, _FEWEST_UPDATES), _MOST_UPDATES))
 
 

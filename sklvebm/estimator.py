@@ -145,11 +145,11 @@ class LVEBMEstimator(
         Langevin steps of [1]_ and nothing else, whose stationary laws are biased by O(step size).
     max_iter : int or "auto", default="auto"
         Largest number of parameter updates, over all stages (start, reference, mixing, tilt; see
-        :class:`~sklvebm.energies.TiltedEnergy`). "auto" is three a row, within 1,500 and 3,000.
+        :class:`~sklvebm.energies.TiltedEnergy`). "auto" is three per row, within 1,500 and 3,000.
     batch_size : int, default=64
-        Rows an update.
+        Rows per update.
     n_particles : int, default=2
-        Latent particles a row. ``inference="map"`` has one point whatever this says.
+        Latent particles per row. ``inference="map"`` has one point whatever this says.
     n_steps : int or None, default=None
         Steps of a row's latents before each visit; None takes 10 for "ula", and for "mala" 4, or 2
         while the tilt is learned. Under "ula" the joint pool takes as many an update, else one and
@@ -179,7 +179,7 @@ class LVEBMEstimator(
         entries it takes time quadratic in the rows to find the neighbours. Rows held out, and those
         that ``score`` is asked of, stay as they are.
     tol : float, default=1e-2
-        Gain in held-out log-likelihood, in nats a row, that counts as an improvement.
+        Gain in held-out log-likelihood, in nats per row, that counts as an improvement.
     n_iter_no_change : int, default=12
         Evaluations without improvement after which the tilt stage stops; the stages before, whose
         likelihood has no noise of log Z, stop after a quarter as many. There are twenty evaluations
@@ -213,7 +213,7 @@ class LVEBMEstimator(
         seed of the file. One file serves one fit at a time: give none in a search, whose fits would
         share it. ``partial_fit`` writes none.
     verbose : int, default=0
-        1 prints a line a stage, 2 a line an evaluation; either says which marginals and which
+        1 prints a line per stage, 2 a line per evaluation; either says which marginals and which
         smoothing were taken, where short fits were asked.
 
     Attributes
@@ -227,8 +227,8 @@ class LVEBMEstimator(
         False where the held-out likelihood was still rising when ``max_iter`` was reached, or a
         callback asked to stop.
     history_ : list of dict
-        One entry an evaluation: stage, update, energy gap, acceptances, and, where rows are held
-        out, their log-likelihood (nats a row, in standardised units). With ``refit`` the entries
+        One entry per evaluation: stage, update, energy gap, acceptances, and, where rows are held
+        out, their log-likelihood (nats per row, in standardised units). With ``refit`` the entries
         of the training on all rows come after the others.
     marginals_ : {"gaussian", "mixture"}
         What the features are taken for.
@@ -780,7 +780,7 @@ class LVEBMEstimator(
         ----------
         X : array-like of shape (n_samples_X, n_features)
         n_samples : int, default=1
-            Draws a row.
+            Number of draws per row.
         random_state : int, RandomState instance or None, default=None
             As in :meth:`sample`.
 
@@ -830,7 +830,7 @@ class LVEBMEstimator(
         X : array-like of shape (n_samples_X, n_features)
             NaN where an entry is to be drawn.
         n_samples : int, default=1
-            Draws a row.
+            Number of draws per row.
         random_state : int, RandomState instance or None, default=None
             As in :meth:`sample`.
 
@@ -887,7 +887,7 @@ class LVEBMEstimator(
         Returns
         -------
         log_likelihood : float
-            In nats a row, in the user's units.
+            In nats per row, in the user's units.
         """
         log_prob = self.score_samples(X)
         if sample_weight is not None:
@@ -917,7 +917,7 @@ class LVEBMEstimator(
         >>> X = load_iris().data
         >>> report = LVEBMEstimator(2, energy="linear", random_state=0).fit(X).score_report(X)
         >>> print(report)
-        log-likelihood -2.951 ± 0.125 nats a row (150 rows)
+        log-likelihood -2.951 ± 0.125 nats per row (150 rows)
           error: rows' spread 0.125, rows' evidence 0.000, log Z 0.000
           bounds from log Z: -2.951 to -2.951
           lowest: row 106: -8.2, row 100: -8.0, row 114: -7.9, row 131: -7.4, row 136: -7.4

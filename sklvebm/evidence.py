@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
     """What is known of p(z | x) for each of n rows.
 
     ``log_evidence (n,)`` is log ∫ exp(−E(x, z)) dz and ``std (n,)`` its standard error in nats;
-    ``mean (n, k)`` is E[z | x]; ``draws (n, s, k)`` carry ``weights (n, s)`` that sum to one a row.
+    ``mean (n, k)`` is E[z | x]; ``draws (n, s, k)`` carry ``weights (n, s)``, one in total per row.
     """
 
     log_evidence: Tensor
@@ -259,7 +259,7 @@ def annealed(
 ) -> Posterior:
     """Annealed importance sampling of each row, from its proposal q along q^{1−β} p^β.
 
-    A first walk with few particles sets the step sizes, one a row and temperature; the walk that
+    A first walk with few particles sets the step sizes, one per row and temperature; the walk that
     counts keeps them fixed.
     """
     proposal = StudentMixture(guess, spread, n_heavy)
@@ -336,7 +336,7 @@ def row_posterior(
         ``noise(i)`` is the noise of round i, anew at each call: a row's answer then does not
         depend on which other rows need that round.
     n_draws : int
-        Draws a row that count and are kept; rows that want more have more that count.
+        Draws per row that count and are kept; rows that want more have more that count.
     n_heavy : int, optional
         Leading coordinates whose proposals have heavy tails; all by default.
     pools : bool

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import generator_from_seed
+from ._arrays import generator_from_seed, to_numpy
 from .energies._joint import JointEnergy
 from .evidence import Posterior, importance
 from .langevin import Noise, regularised
@@ -53,6 +54,16 @@ def which_held_out(weight: NDArray, fraction: float) -> list[int]:
             found.append(row)
             left -= mass
     return found
+
+
+def random_split(
+    weight: NDArray, fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random order of rows that count ``weight (n,)``, and which in that order are held out."""
+    order = torch.randperm(len(weight), generator=generator, device=generator.device)
+    held_out = torch.zeros(len(weight), dtype=torch.bool)
+    held_out[which_held_out(weight[to_numpy(order)], fraction)] = True
+    return order, held_out.to(generator.device)
 
 
 class HeldOut(Stateful):

@@ -50,7 +50,7 @@ class MLP(nn.Module):
     n_inputs : sequence of int
         Sizes of the inputs. Several inputs are concatenated in effect, but each passes through its
         own block of the first layer, so inputs of shapes ``(n, 1, a)`` and ``(n, p, b)`` broadcast
-        and the first block is computed once a row.
+        and the first block is computed once per row.
     hidden_layer_sizes : sequence of int
     n_output : int
 

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import generator_from_seed, to_numpy
+from ._arrays import draw_seed, generator_from_seed, to_numpy
 from .energies import EnergySpec
 from .energies._joint import JointEnergy
+from .heldout import random_split
 from .marginals import MarginalMaps
 from .saddle import DivergenceError
 from .training import Options, Trainer
@@ -34,8 +36,11 @@ from .training import Options, Trainer
 _MOST_UPDATES, _RATIO = 200, 4
 # Updates between evaluations, of which the best is kept.
 _BETWEEN = 50
-# Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out.
+# Rows that a pilot sees at most, and the share of them that judges it, whatever a fit holds out
+# (256 rows at most).
 _MOST_ROWS, _HELD_OUT = 4096, 1 / 4
+# Without a tilt the pool is idle, but for the random numbers that it takes.
+_POOL_SIZE = 512
 # Standard errors of the gain that the maps must bring; and how far from the median, in robust
 # standard deviations, that of a row may count: one row that gains much makes no mean less sure.
 _SURE, _FARTHEST, _MAD_TO_STD = 2.0, 3.0, 1.4826
@@ -102,11 +107,9 @@ class Pilots:
 
         For "auto" the pilots must prefer them.
         """
-        if marginals == "gaussian":
+        if marginals == "gaussian" or (marginals == "auto" and not self.thinned().prefer_maps()):
             return None
-        maps = MarginalMaps.fitted(self.X, self.weight)
-        wanted = marginals == "mixture" or self.thinned().prefer(maps)
-        return torch.from_numpy(maps.knots) if wanted else None
+        return torch.from_numpy(MarginalMaps.fitted(self.X, self.weight).knots)
 
     def thinned(self) -> Pilots:
         """The same on no more than ``_MOST_ROWS`` rows."""
@@ -116,12 +119,20 @@ class Pilots:
         some = np.sort(np.random.RandomState(_SEED).choice(n, _MOST_ROWS, replace=False))
         return replace(self, X=self.X[some], weight=self.weight[some], _found={})
 
-    def prefer(self, maps: MarginalMaps) -> bool:
-        """Whether held-out rows are to gain by ``maps``, by two standard errors of the mean."""
+    @cached_property
+    def maps(self) -> MarginalMaps:
+        """Fitted to the rows that pilots train on: those that judge maps have not shaped them."""
+        generator = generator_from_seed(draw_seed(_SEED), self.device)
+        order, held_out = random_split(self.weight, self._judging_share, generator)
+        trained_on = to_numpy(order[~held_out])
+        return MarginalMaps.fitted(self.X[trained_on], self.weight[trained_on])
+
+    def prefer_maps(self) -> bool:
+        """Whether held-out rows are to gain by maps, by two standard errors of the mean."""
         total, long = self._reference_updates(), self._most_updates()
         short = max(1, long // _RATIO)
         try:
-            early, late = (self.gain(maps, length) for length in (short, long))
+            early, late = (self.gain(length) for length in (short, long))
         except DivergenceError:
             return False
         if early is None or late is None:
@@ -132,7 +143,7 @@ class Pilots:
         mean = share @ gain
         return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
 
-    def smoothing(self, maps: MarginalMaps | None) -> float:
+    def smoothing(self, *, mapped: bool) -> float:
         """The width, of ``_WIDTHS``, up to which held-out rows gain ``tol`` or more by each.
 
         None at all where the fit leaves the reference as it is.
@@ -142,7 +153,7 @@ class Pilots:
             return taken
         for width in _WIDTHS:
             try:
-                judged = pilots._judged(maps, n_updates, width)
+                judged = pilots._judged(mapped, n_updates, width)
             except DivergenceError:
                 break
             if judged is None or not judged.mean > best + self.options.tol:
@@ -158,22 +169,26 @@ class Pilots:
         energy = self.spec.build(self.X.shape[1], self.options.n_components, generator=generator)
         return energy.reference_share * self.options.max_iter
 
-    def gain(self, maps: MarginalMaps, n_updates: int) -> Gain | None:
+    def gain(self, n_updates: int) -> Gain | None:
         """The difference after ``n_updates``; None where the table is too small to hold out of."""
         width = self.options.smoothing
-        plain, mapped = (self._judged(by, n_updates, width) for by in (None, maps))
+        plain, mapped = (self._judged(by, n_updates, width) for by in (False, True))
         if plain is None or mapped is None:
             return None
-        change = np.nansum(maps.log_slope(mapped.x), 1)
+        change = np.nansum(self.maps.log_slope(mapped.x), 1)
         return Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
 
-    def _judged(self, maps: MarginalMaps | None, n_updates: int, width: float) -> _Judged | None:
-        """Held-out rows after a pilot on the features, or on what ``maps`` make of them."""
-        key = maps is not None, n_updates, width
+    def _judged(self, mapped: bool, n_updates: int, width: float) -> _Judged | None:
+        """Held-out rows after a pilot on the features, or on what the maps make of them."""
+        key = mapped, n_updates, width
         if key not in self._found:
-            x = self.X if maps is None else maps.forward(self.X)
+            x = self.maps.forward(self.X) if mapped else self.X
             self._found[key] = self._tried(x, n_updates, width)
         return self._found[key]
+
+    @property
+    def _judging_share(self) -> float:
+        return max(self.options.validation_fraction, _HELD_OUT)
 
     def _tried(self, x: NDArray, n_updates: int, smoothing: float) -> _Judged | None:
         options = replace(
@@ -181,7 +196,8 @@ class Pilots:
             smoothing=smoothing,
             max_iter=n_updates,
             early_stopping=True,
-            validation_fraction=max(self.options.validation_fraction, _HELD_OUT),
+            validation_fraction=self._judging_share,
+            pool_size=_POOL_SIZE,
         )
         trainer = Trainer(
             x,

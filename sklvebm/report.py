@@ -58,7 +58,7 @@ class ScoreReport:
 
     def __str__(self) -> str:
         lines = [
-            f"log-likelihood {self.mean:.3f} ± {self.std_error:.3f} nats a row "
+            f"log-likelihood {self.mean:.3f} ± {self.std_error:.3f} nats per row "
             f"({len(self.log_prob)} rows)",
             f"  error: rows' spread {self.std_sampling:.3f}, rows' evidence {self.std_rows:.3f}, "
             f"log Z {self.std_partition:.3f}",

@@ -71,7 +71,7 @@ class Rows:
         return Rows.weighted(self.x[picks], self.weight[picks])
 
     def mean(self, values: Tensor) -> float:
-        """Weighted mean of a value a row."""
+        """Weighted mean of a value per row."""
         return float((self.weight * values).mean())
 
     def order(self, generator: torch.Generator) -> Tensor:

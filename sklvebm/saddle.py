@@ -49,7 +49,7 @@ class DivergenceError(RuntimeError):
 
 
 class Evaluation(NamedTuple):
-    """Held-out mean log-likelihood of a state (nats a row), and the log Z used."""
+    """Held-out mean log-likelihood of a state (nats per row), and the log Z used."""
 
     log_likelihood: float
     log_partition: float

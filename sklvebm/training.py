@@ -25,7 +25,7 @@ from .distributed import Group
 from .energies import EnergySpec, LinearEnergy
 from .energies._joint import JointEnergy
 from .finishing import Guesses, finish
-from .heldout import HeldOut, which_held_out
+from .heldout import HeldOut, random_split
 from .langevin import Noise, regularised
 from .model import Model
 from .particles import (
@@ -183,14 +183,10 @@ class Trainer:
         self, X: NDArray, weight: NDArray, log_slope: NDArray | None
     ) -> tuple[Rows, Rows | None]:
         """What is trained on, in random order, and what is held out."""
-        order = torch.randperm(len(X), generator=self.generator, device=self.device)
+        order, held_out = random_split(weight, self.options.validation_fraction, self.generator)
         x, w = (to_tensor(part, self.device, torch.float32)[order] for part in (X, weight))
-        if not self.options.early_stopping or self._closed_form():
-            return Rows.weighted(x, w), None
-        held_out = torch.zeros(len(X), dtype=torch.bool)
-        held_out[which_held_out(weight[to_numpy(order)], self.options.validation_fraction)] = True
-        held_out = held_out.to(self.device)
-        if not held_out.any():
+        asked = self.options.early_stopping and not self._closed_form()
+        if not asked or not held_out.any():
             return Rows.weighted(x, w), None
         kept = ~held_out
         if log_slope is not None:

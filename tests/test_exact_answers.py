@@ -545,7 +545,7 @@ def test_both_phases_find_a_density_that_no_gaussian_has(rng, seed):
 
 
 def test_wine_by_the_closed_form():
-    """178 rows, standardised, k = 3: −15.7018 nats a row."""
+    """178 rows, standardised, k = 3: −15.7018 nats per row."""
     X = StandardScaler().fit_transform(load_wine(return_X_y=True)[0])
     assert oracles.ppca(X, 3)[3] == pytest.approx(-15.7018, abs=5e-5)
     model = LVEBMEstimator(3, energy="linear", random_state=0).fit(X)

@@ -322,7 +322,7 @@ class TestChoice:
         spread = rng.standard_normal(100)
         spread -= spread.mean()
 
-        def gain(self, maps, n_updates):
+        def gain(self, n_updates):
             assert n_updates in (50, 200)
             value = (late if n_updates == 200 else early) + 0.01 * spread
             return Gain(value, np.ones(100))
@@ -349,6 +349,31 @@ class TestChoice:
             with pytest.raises(KeyboardInterrupt):
                 quick(**params).fit(X)
         return found[0] is not None
+
+    def test_rows_that_judge_maps_have_not_shaped_them(self, monkeypatch, rng):
+        X = bimodal(rng, 300)
+        shaped_by, judged = [], []
+        fitted, init = MarginalMaps.fitted.__func__, HeldOut.__init__
+
+        def spy(cls, X, weight):
+            shaped_by.append(X)
+            return fitted(cls, X, weight)
+
+        def held(self, rows, *args, **kwargs):
+            judged.append(rows.x.numpy())
+            init(self, rows, *args, **kwargs)
+
+        monkeypatch.setattr(MarginalMaps, "fitted", classmethod(spy))
+        monkeypatch.setattr(HeldOut, "__init__", held)
+        self.choice(monkeypatch, X)
+        pilot, final = shaped_by
+        assert len(final) == 300
+        # A short and a long fit, each to the features as they are, and mapped.
+        assert len(judged) == 4
+        together = np.concatenate([pilot, judged[0]])[:, 0].astype(np.float32)
+        np.testing.assert_array_equal(np.sort(together), np.sort(final[:, 0].astype(np.float32)))
+        maps = MarginalMaps.fitted(pilot, np.ones(len(pilot)))
+        np.testing.assert_allclose(maps.inverse(judged[1].astype(np.float64)), judged[0], atol=1e-3)
 
     def test_a_gain_must_be_sure(self, monkeypatch, rng):
         value = np.tile([9.0, -8.9], 50)
@@ -383,7 +408,7 @@ class TestChoice:
         ],
     )
     def test_where_nothing_is_asked(self, monkeypatch, rng, params, n_features):
-        monkeypatch.setattr(Pilots, "prefer", None)
+        monkeypatch.setattr(Pilots, "prefer_maps", None)
         model = quick(**{"max_iter": 2} | params).fit(bimodal(rng, 60, n_features))
         assert model.marginals_ == "gaussian"
 
@@ -421,7 +446,7 @@ class TestContinuing:
         assert model.marginals_ == "mixture"
 
     def test_the_first_batch_is_not_asked(self, X, monkeypatch):
-        monkeypatch.setattr(Pilots, "prefer", None)
+        monkeypatch.setattr(Pilots, "prefer_maps", None)
         assert quick().partial_fit(X).marginals_ == "gaussian"
         assert quick(marginals="mixture").partial_fit(X).marginals_ == "mixture"
 
@@ -432,7 +457,7 @@ class TestContinuing:
         with interrupted(monkeypatch, "tilt", 9):
             model.fit(X)
         assert path.exists()
-        monkeypatch.setattr(Pilots, "prefer", None)
+        monkeypatch.setattr(Pilots, "prefer_maps", None)
         model.fit(X)
         assert model.marginals_ == expected.marginals_ == "mixture"
         np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))

@@ -137,7 +137,7 @@ class DynamicalSystem(Drawn):
     def _start(self, n: int, rng: np.random.RandomState) -> Array: ...
 
     def advance(self, X: Array, step: float | Array) -> Array:
-        """One Runge–Kutta step of fourth order; ``step`` may be one a row, ``(n, 1)``."""
+        """One Runge–Kutta step of fourth order; ``step`` may be one per row, ``(n, 1)``."""
         f = self.velocity
         k1 = f(X)
         k2 = f(X + 0.5 * step * k1)

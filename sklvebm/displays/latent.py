@@ -77,7 +77,7 @@ class LatentDisplay:
         ------
         ValueError
             If ``components`` are not two different latents of the estimator, or ``y`` does not
-            have a value a row.
+            have a value per row.
         """
         pyplot()
         components = _checked_components(components, checked_estimator(estimator).n_components_)

@@ -259,7 +259,7 @@ def _checked_shape(image_shape: Any, n_features: int, features: Any) -> tuple[in
     shape = (side, side) if image_shape is None else tuple(image_shape)
     if len(shape) != 2 or min(shape) < 1 or math.prod(shape) != n_features:
         raise ValueError(
-            f"image_shape must be (height, width) with {n_features} pixels, one a feature, got "
+            f"image_shape must be (height, width) with {n_features} pixels, one per feature, got "
             f"{image_shape!r}."
         )
     return int(shape[0]), int(shape[1])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ._plotting import MARKERS, OKABE_ITO, checked_estimator, grid_of_axes, pyplot
 
 _LINES = ("-", "--", ":")
-_HELD_OUT, _GAP = "held-out log-likelihood\n(nats a row, standardised)", "energy gap\n(nats)"
+_HELD_OUT, _GAP = "held-out log-likelihood\n(nats per row, standardised)", "energy gap\n(nats)"
 
 
 class TrainingDisplay:
@@ -28,7 +28,7 @@ class TrainingDisplay:
     stages : ndarray of str of shape (n_evaluations,)
         "start", "reference", "mixing", "tilt" or "joint".
     log_likelihood : ndarray of shape (n_evaluations,)
-        Held-out log-likelihood in nats a row, of standardised rows as in ``history_``; NaN where
+        Held-out log-likelihood in nats per row, of standardised rows as in ``history_``; NaN where
         there is none. ``score`` differs by the units, and takes log Z from more draws.
     energy_gap : ndarray of shape (n_evaluations,)
         Mean energy of the data less that of the joint pool at that update, in nats. It is near
@@ -51,7 +51,7 @@ class TrainingDisplay:
     >>> display.n_iter[:3]
     array([ 0,  5, 10])
     >>> [ax.get_ylabel() for ax in display.axes_]  # a linear energy has no tilt
-    ['held-out log-likelihood\\n(nats a row, standardised)']
+    ['held-out log-likelihood\\n(nats per row, standardised)']
     """
 
     def __init__(self, *, n_iter, stages, log_likelihood, energy_gap, acceptances) -> None:
