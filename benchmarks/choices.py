@@ -221,7 +221,7 @@ def table(cells):
     lines += [
         "",
         f"Seeds: {' or '.join(map(str, n_seeds))}; the ceiling on moons is {MOONS_CEILING}, on the "
-        f"uniform rows {-3 * np.log(3):.3f}. One thread a fit, torch {', '.join(torch)}.",
+        f"uniform rows {-3 * np.log(3):.3f}. One thread per fit, torch {', '.join(torch)}.",
     ]
     return "\n".join(lines)
 

@@ -112,7 +112,7 @@ def page(results: dict) -> str:
     return (
         f"{table(results['cells'])}\n\nMedians of {N_SEEDS} seeds, of one where each operation is "
         f"called; {where['device']}, torch {where['torch']}; {where['threads']} threads of the "
-        "processor a fit, several of them side by side."
+        "processor per fit, several of them side by side."
     )
 
 

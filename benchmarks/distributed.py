@@ -68,7 +68,7 @@ def main() -> None:
     if rank == 0:
         print(
             f"{size} process(es) on {model.device_}, {torch.get_num_threads()} thread(s) each: "
-            f"{seconds:.1f} s, {scores.mean():.3f} nats a row on fresh rows, "
+            f"{seconds:.1f} s, {scores.mean():.3f} nats per row on fresh rows, "
             f"ranks apart by {apart:.1e} nats"
         )
     if size > 1:

@@ -206,7 +206,7 @@ def settle_allocator() -> None:
 
 
 def measure(size: tuple[int, int, int], metropolis: bool) -> dict[str, float]:
-    """Median microseconds a step of each contender, whose turns alternate."""
+    """Median microseconds per step of each contender, whose turns alternate."""
     problem = Problem(*size)
     runs = {name: build(problem, metropolis) for name, build in CONTENDERS.items()}
     runs = {name: run for name, run in runs.items() if run is not None}
@@ -244,7 +244,7 @@ def table(rows: list[dict], where: dict) -> str:
         share = found["matrix products"] / found["sklvebm"]
         size = ", ".join(map(str, row["size"]))
         lines.append(f"| {row['dynamics']} | {size} | {cells} | {share:.2f} |")
-    return "\n".join([*lines, "", f"Microseconds a step; {where['processor']}, one thread."])
+    return "\n".join([*lines, "", f"Microseconds per step; {where['processor']}, one thread."])
 
 
 def main() -> None:

@@ -94,6 +94,6 @@ def active_units(Z) -> int:
 
 
 def reconstruction(X, X_back) -> dict[str, float]:
-    """Squared error a feature: mean over rows, and the median row."""
+    """Squared error per feature: mean over rows, and the median row."""
     errors = np.square(np.asarray(X) - X_back).mean(1)
     return {"mse": float(errors.mean()), "mse_median": float(np.median(errors))}

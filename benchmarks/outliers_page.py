@@ -97,7 +97,7 @@ def where(content):
     machine, rows = content["machine"], content["rows"]
     splits = {sum(row["case"] == case for row in rows) for case in cases_of(rows)}
     return (
-        f"Splits a table: {' to '.join(map(str, sorted(splits)))}; {machine['processor']}, "
+        f"Splits per table: {' to '.join(map(str, sorted(splits)))}; {machine['processor']}, "
         f"threads: {machine['threads']}, Python {machine['python']}, torch {machine['torch']}, "
         f"scikit-learn {machine['scikit-learn']}. {content.get('note', '')}"
     ).strip()

@@ -309,7 +309,7 @@ def where():
     splits = " to ".join(str(n) for n in sorted({min(seeds), max(seeds)}))
     return (
         f"{len(spent)} cells, {sum(spent) / 3600:.1f} hours of fitting, scoring, transforming and "
-        f"sampling. Splits a cell: {splits}; a thread a cell, two cells at a time, "
+        f"sampling. Splits per cell: {splits}; a thread per cell, two cells at a time, "
         f"{machine['processor']}, Python {machine['python']}, torch {machine['torch']}, "
         f"scikit-learn {machine['scikit-learn']}."
     )
@@ -340,7 +340,7 @@ def picture(tables, path):
     axes.set_yticks(range(len(tables)), tables)
     axes.invert_yaxis()
     axes.set_xlim(-1.2 * _EDGE, 1.2 * _EDGE)
-    label = "held-out log-likelihood: sklvebm less the peer, nats a row"
+    label = "held-out log-likelihood: sklvebm less the peer, nats per row"
     axes.set_xlabel(f"{label} (± 2 SE; edge: {_EDGE} or more)")
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, dpi=130)

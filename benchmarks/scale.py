@@ -57,7 +57,7 @@ def preset(cell: dict[str, int]) -> dict[str, int]:
 
 
 def measure(cell: dict[str, int]) -> dict[str, float]:
-    """Fit in this process: seconds, MiB above the interpreter, held-out nats a row."""
+    """Fit in this process: seconds, MiB above the interpreter, held-out nats per row."""
     rows, features, latents, particles = (cell[name] for name in BASE)
     from sklvebm import LVEBMEstimator
 

@@ -59,7 +59,7 @@ def drawn(name, module, quick):
     content = json.loads(results_path(name, quick).read_text())
     where = content["machine"]
     text = module.table(content["rows"]) + (
-        f"\n\nMeasured in {content['seconds'] / 60:.1f} minutes; a thread a fit, torch "
+        f"\n\nMeasured in {content['seconds'] / 60:.1f} minutes; a thread per fit, torch "
         f"{where['torch']}, {where['processor']}."
     )
     print(f"{text}\n", flush=True)

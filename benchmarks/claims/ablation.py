@@ -157,7 +157,7 @@ def picture(rows, path):
         _panel(pair[1], selected(rows, data=data), "gap")
         if data in DENSITIES:
             pair[0].axvline(ceiling(data), color="black", linewidth=1)
-        pair[0].set_xlabel("held-out log-likelihood, nats a row")
+        pair[0].set_xlabel("held-out log-likelihood, nats per row")
         pair[1].axvline(0, color="black", linewidth=1)
         pair[1].set_xlabel("mean energy gap, nats")
         for axis in pair:

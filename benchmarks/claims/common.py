@@ -86,7 +86,7 @@ def fit(X, **params) -> Fit:
 
 
 def score(found: Fit, X) -> float | None:
-    """Held-out mean log-density in nats a row; in single precision, which halves the time."""
+    """Held-out mean log-density in nats per row; in single precision, which halves the time."""
     return None if found.model is None else found.model.score(X.astype(np.float32))
 
 

@@ -141,7 +141,7 @@ def _curve(axis, rows):
     )
     truth = np.mean([row["truth"] for row in rows])
     axis.axhline(truth, color="black", linewidth=1, label="true density")
-    axis.set(xscale="log", xlabel="updates", ylabel="held-out log-likelihood, nats a row")
+    axis.set(xscale="log", xlabel="updates", ylabel="held-out log-likelihood, nats per row")
     axis.set_xticks(updates, labels=updates)
     axis.minorticks_off()
     axis.legend(fontsize=8)

@@ -50,7 +50,7 @@ QUICK = {"seeds": range(1), "params": SMALL, "n_rows": 16, "n_updates": 200}
 ENERGIES = {"tilted": "tilted", "linear": LinearEnergy(init="random")}
 ENCODER, MEAN_FIELD, FULL_COVARIANCE = "encoder", "mean field", "full covariance"
 PARTICLES = "particles"
-# Draws a row: of every ELBO, and of the reference and the importance-weighted bounds.
+# Draws per row: of every ELBO, and of the reference and the importance-weighted bounds.
 N_ELBO, N_EVIDENCE = 1024, 4096
 N_KEEP, CHUNK = 500, 16
 DRAWS, STEPS, N_ANNEALED, STEP_SIZE = (1, 4, 16, 64, 256, 1024), (1, 4, 16, 64, 256), 32, 0.2
@@ -194,7 +194,7 @@ def measure_energy(*, energy: str, seed: int, params: dict, n_rows: int, n_updat
 
 
 def gaps(model, x, encode, n_updates, noise):
-    """Evidence less each bound, nats a row; ``std`` is the evidence's standard error."""
+    """Evidence less each bound, nats per row; ``std`` is the evidence's standard error."""
     density = model.energy.posterior(x)
     particles = model.explore(x, noise=noise, n_keep=N_KEEP)
     value, std = evidence(model, x, particles, noise)

@@ -100,7 +100,7 @@ def picture(rows, path):
         axis.set_title(data)
         axis.set_xticks(range(len(steps)), labels=steps)
         axis.set_xlabel("step size")
-        axis.set_ylabel("held-out log-likelihood, nats a row")
+        axis.set_ylabel("held-out log-likelihood, nats per row")
         axis.legend(fontsize=8, loc="center left")
     figure.savefig(path, dpi=110)
 

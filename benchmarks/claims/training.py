@@ -38,7 +38,7 @@ FULL = {"names": ("digits", "8 gaussians"), "seeds": range(3), "params": {}}
 QUICK = {"names": ("8 gaussians",), "seeds": range(1), "params": SMALL}
 _CONDITIONAL = "acceptance_conditional"
 CURVES = {
-    "log_likelihood": "validation rows, nats a row",
+    "log_likelihood": "validation rows, nats per row",
     "energy_gap": "energy gap, nats",
     _CONDITIONAL: "acceptance, conditional",
     "acceptance_joint": "acceptance, joint",

@@ -35,7 +35,7 @@ X_train, X_test, y_train, y_test = train_test_split(
 model = LVEBMEstimator(n_components=10, max_iter=300, random_state=0).fit(X_train)
 
 # %%
-# The score is a mean normalised log-density, in nats a row and in the units of ``X``; the report
+# The score is a mean normalised log-density, in nats per row and in the units of ``X``; the report
 # says how sure it is.
 
 print(model.score_report(X_test))

@@ -41,7 +41,7 @@ print(pd.DataFrame(search.cv_results_)[columns].to_string(index=False))
 
 # %%
 # Successive halving gives every candidate few updates, and the better ones more. The resource is
-# ``max_iter`` instead of the number of rows; twenty evaluations a fit come with any budget.
+# ``max_iter`` instead of the number of rows; twenty evaluations per fit come with any budget.
 
 halving = HalvingGridSearchCV(
     LVEBMEstimator(random_state=0),
@@ -62,7 +62,7 @@ print(rounds.to_string(index=False))
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
 for components, rows in rounds.groupby("param_n_components"):
     ax.plot(rows["n_resources"], rows["mean_test_score"], "o-", label=f"{components} components")
-ax.set(xlabel="max_iter", ylabel="held-out score, nats a row")
+ax.set(xlabel="max_iter", ylabel="held-out score, nats per row")
 ax.legend()
 plt.show()
 

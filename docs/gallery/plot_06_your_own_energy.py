@@ -63,8 +63,8 @@ print(model.score_report(X_test, n_worst=0))
 # The closed-form linear energy is the yardstick: what a Gaussian makes of the same rows.
 
 linear = LVEBMEstimator(1, energy="linear").fit(X)
-print(f"linear energy:    {linear.score(X_test):.3f} nats a row")
-print(f"true log-density: {true_log_prob(X_test).mean():.3f} nats a row")
+print(f"linear energy:    {linear.score(X_test):.3f} nats per row")
+print(f"true log-density: {true_log_prob(X_test).mean():.3f} nats per row")
 
 # %%
 # Nothing bounds an energy of your own, so log Z rests on the pool of particles alone. Read the

@@ -6,8 +6,8 @@ What a fit says of itself, and what it looks like when something is wrong.
 """
 
 # %%
-# Twenty evaluations a fit leave a history. Under early stopping it has the held-out log-likelihood,
-# which decides what is kept (nats a row, in standardised units).
+# Each fit leaves a history of twenty evaluations. With early stopping it holds the held-out
+# log-likelihood (nats per row, in standardised units), which decides what is kept.
 
 import warnings
 
@@ -41,7 +41,7 @@ print(report)
 
 # %%
 # The figures behind the warnings. R-hat of the joint chains near one and an ESS of many hundreds
-# say that these have mixed; the conditional figures are those of a few short chains a row and are
+# say that these have mixed; the conditional figures are those of a few short chains per row and are
 # not warned of. The energy gap is near zero where the negatives keep up with the energy.
 
 for name, value in sorted(model.diagnostics_.items()):

@@ -52,14 +52,14 @@ model = LVEBMEstimator(n_components=3, random_state=0).set_callbacks(budget).fit
 # Training has stopped, and the best state so far is kept: the model answers as any other.
 
 print(f"updates: {model.n_iter_}, evaluations: {len(budget.rows)}")
-print(f"score: {model.score(X):.2f} nats a row")
+print(f"score: {model.score(X):.2f} nats per row")
 
 # %%
 
 judged = [row for row in budget.rows if "log_likelihood" in row]
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
 ax.plot([row["n_iter"] for row in judged], [row["log_likelihood"] for row in judged], ".-")
-ax.set(xlabel="update", ylabel="held-out log-likelihood, nats a row")
+ax.set(xlabel="update", ylabel="held-out log-likelihood, nats per row")
 plt.show()
 
 # %%
@@ -72,6 +72,6 @@ plt.show()
 #    model.set_callbacks(ProgressBar()).fit(X)
 #    search.set_callbacks(ProgressBar(max_propagation_depth=None)).fit(X)
 #
-# Without callbacks, ``verbose=1`` prints a line a stage and ``verbose=2`` a line an evaluation.
+# Without callbacks, ``verbose=1`` prints a line per stage and ``verbose=2`` a line per evaluation.
 
 LVEBMEstimator(n_components=3, max_iter=60, verbose=2, random_state=0).fit(X)

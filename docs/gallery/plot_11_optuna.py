@@ -76,7 +76,7 @@ study = optuna.create_study(
     pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=60),
 )
 study.optimize(objective, n_trials=10)
-print(f"{study.best_value:.2f} nats a row with {study.best_params}")
+print(f"{study.best_value:.2f} nats per row with {study.best_params}")
 
 # %%
 # Each line is a trial; the grey ones were ended early.
@@ -86,5 +86,5 @@ for trial in study.trials:
     pruned = trial.state == optuna.trial.TrialState.PRUNED
     curve = trial.intermediate_values
     ax.plot(curve.keys(), curve.values(), color="0.75" if pruned else "C0", lw=1, marker=".")
-ax.set(xlabel="update", ylabel="held-out log-likelihood, nats a row")
+ax.set(xlabel="update", ylabel="held-out log-likelihood, nats per row")
 plt.show()
