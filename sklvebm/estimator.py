@@ -567,7 +567,7 @@ class LVEBMEstimator(
         report.close()
         self.__dict__.update(_attributes(result, before))
         fit.close()
-        return self._complaints(result.outcome.stopped)
+        return result.outcome.complaints + self._complaints(result.outcome.stopped)
 
     @property
     def _settled(self) -> Settled:

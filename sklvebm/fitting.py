@@ -194,6 +194,8 @@ class Fit:
         )
         self._trainer = self._trainer_of(self.form.options)
         self._refits = self.form.options.refit and self._trainer.held_out is not None
+        # The last state that the file was given of training with rows held out.
+        self._search: dict[str, Any] | None = None
 
     @property
     def n_evaluations(self) -> int:
@@ -213,24 +215,46 @@ class Fit:
         trainer, saved = self._trainer, self._progress.saved
         if not self._refits:
             return trainer.run(report, keep=self._progress.keep, saved=saved)
-        found = None if saved is None else saved["searched"]
-        searched = Outcome()
+        # The file holds, beside where training is, where the search ended once it has.
+        found = None if saved is None else saved["search"]
         if found is None:
-            searched = trainer.train(report, keep=self._kept_beside(None), saved=saved)
+            searched = trainer.train(report, keep=self._keep_search, saved=saved)
+            kept = self._search and self._search | {"outcome": searched.state_dict()}
             saved = None
         else:
-            searched.load_state_dict(found)
+            searched, kept = Outcome(), found
+            searched.load_state_dict(found["outcome"])
         if searched.stopped:
             return trainer.result(searched)
         again = self._trainer_of(
             replace(self.form.options, early_stopping=False), searched=searched
         )
-        return again.run(report, keep=self._kept_beside(searched.state_dict()), saved=saved)
+        try:
+            return again.run(report, keep=self._keep_beside(kept), saved=saved)
+        except DivergenceError:
+            if found is not None:
+                trainer.train(lambda *_: False, saved=found)
+            searched.complaints.append(
+                "training on all rows (refit) diverged; the model is the one from before, trained "
+                "with rows held out."
+            )
+            return trainer.result(searched)
 
-    def _kept_beside(self, searched: dict[str, Any] | None) -> Keep | None:
-        """Keeps what is asked for and ``searched``, what training with rows held out found."""
+    @property
+    def _keep_search(self) -> Keep | None:
         keep = self._progress.keep
-        return keep and (lambda common, own: keep(common | {"searched": searched}, own))
+        if keep is None:
+            return None
+
+        def kept(common: dict[str, Any], own: dict[str, Any]) -> None:
+            self._search = common | own
+            keep(common, own | {"search": None})
+
+        return kept
+
+    def _keep_beside(self, search: dict[str, Any] | None) -> Keep | None:
+        keep = self._progress.keep
+        return keep and (lambda common, own: keep(common, own | {"search": search}))
 
     def close(self) -> None:
         """What was found is safe: the file has no more to keep."""

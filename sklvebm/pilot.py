@@ -13,7 +13,6 @@ heart soon, so that a short fit shows it, and wider kernels are tried as long as
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -217,10 +216,7 @@ class Pilots:
             found.append((row["log_likelihood"], held_out.log_evidence))
             return False
 
-        with warnings.catch_warnings():
-            # Of a state that diverged and came back: the fit will tell what it meets itself.
-            warnings.simplefilter("ignore")
-            trainer.train(note)
+        trainer.train(note)
         _, log_prob = max(found, key=lambda each: each[0])
         answers = held_out.rows.x, held_out.rows.weight, log_prob
         return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))

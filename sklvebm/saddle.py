@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._warnings import warn_of
 from .distributed import Group
 from .energies._joint import JointEnergy
 from .particles import ConditionalFlow, JointPool
@@ -78,10 +77,10 @@ class Outcome(Stateful):
     """What a run of stages did; ``gaps`` are the energy gaps of the last stage with a pool.
 
     ``kept`` are the updates of each stage up to the state that was kept. ``stopped`` says whether
-    whoever is reported to asked to stop.
+    whoever is reported to asked to stop. ``complaints`` are what the user is to be warned of.
     """
 
-    STATE = ("n_iter", "converged", "stopped", "history", "gaps", "kept")
+    STATE = ("n_iter", "converged", "stopped", "history", "gaps", "kept", "complaints")
 
     n_iter: int = 0
     converged: bool = True
@@ -89,6 +88,7 @@ class Outcome(Stateful):
     history: list[dict[str, float | int | str]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
 
 
 class Saddle:
@@ -437,11 +437,10 @@ class Saddle:
         self._move.forget()
         self._learn.forget()
         lr = run.cool()
-        message = (
+        self.outcome.complaints.append(
             f"the {name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
-            f"continues from the last good state at a learning rate of {lr:.2g}."
+            f"continued from the last good state at a learning rate of {lr:.2g}."
         )
-        warn_of([message])
 
     def _record(
         self, stage: Stage, gap: float, evaluation: Evaluation | None, average: JointEnergy

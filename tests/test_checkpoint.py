@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import LinearEnergy, LVEBMEstimator, TiltedEnergy
 from sklvebm._callbacks import Reporter
@@ -132,6 +133,26 @@ def test_interrupted_while_refitting(X, path, monkeypatch, beyond):
     assert_same_fit(model.fit(X), expected, X)
 
 
+def test_interrupted_before_the_fit_to_all_rows_diverges(X, path, monkeypatch):
+    """The file leads back to what training with rows held out had found."""
+    update = Saddle.update
+
+    def bad(self, run):
+        return update(self, run) * (torch.nan if self.evaluate is None and run.step > 6 else 1.0)
+
+    monkeypatch.setattr(Saddle, "update", bad)
+    with pytest.warns(ConvergenceWarning, match="training on all rows"):
+        expected = quick(refit=True).fit(X)
+    with monkeypatch.context() as patch:
+        interrupt(patch, Reporter, "__call__", len(expected.history_) + 1)
+        model = interrupted(quick(refit=True, checkpoint=path), X)
+    assert path.exists()
+    with pytest.warns(ConvergenceWarning, match="training on all rows"):
+        model.fit(X)
+    assert_same_fit(model, expected, X)
+    assert not path.exists()
+
+
 def test_interrupted_twice(X, path, uninterrupted, monkeypatch):
     for after in (6, 10):
         with monkeypatch.context() as patch:
@@ -246,6 +267,7 @@ def test_killed_and_gone_on_with_in_another_process(X, path, uninterrupted):
 import os, sys, pickle
 import torch
 from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
 from sklvebm import LVEBMEstimator, TiltedEnergy
 from sklvebm.saddle import Saddle
 torch.set_num_threads(int(sys.argv[3]))

@@ -346,13 +346,39 @@ class TestNothingIsLost:
 
     def test_divergence_is_reported(self, X, monkeypatch):
         monkeypatch.setattr(Saddle, "update", lambda *_: torch.full((2,), torch.nan))
-        with (
-            pytest.warns(ConvergenceWarning, match="last good state"),
-            pytest.raises(
-                DivergenceError, match=r"reference stage at update 0.*nan.*learning_rate"
-            ),
+        with pytest.raises(
+            DivergenceError, match=r"reference stage at update 0.*nan.*learning_rate"
         ):
             quick().fit(X)
+
+    def test_where_the_fit_to_all_rows_diverges_the_one_before_stays(self, X, monkeypatch):
+        expected, update = quick().fit(X), Saddle.update
+
+        def bad(self, run):
+            return update(self, run) * (torch.nan if self.evaluate is None else 1.0)
+
+        monkeypatch.setattr(Saddle, "update", bad)
+        with pytest.warns(ConvergenceWarning, match="training on all rows"):
+            model = quick(refit=True).fit(X)
+        np.testing.assert_equal(model.history_, expected.history_)
+        assert model.n_iter_ == expected.n_iter_
+        np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))
+
+    def test_a_warning_that_is_an_error_loses_no_fit(self, X, monkeypatch):
+        """Of a state that was recovered from, too, it comes after the fit."""
+        update, calls = Saddle.update, []
+
+        def once_bad(self, run):
+            calls.append(run.stage.name)
+            return update(self, run) * (torch.nan if len(calls) == 7 else 1.0)
+
+        monkeypatch.setattr(Saddle, "update", once_bad)
+        model = quick()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            with pytest.raises(ConvergenceWarning, match="last good state"):
+                model.fit(X)
+        assert np.isfinite(model.score(X))
 
     @pytest.mark.parametrize(("read_every", "n_lost"), [(1, 1), (8, 3)])
     def test_a_single_bad_update_is_recovered_from(self, X, monkeypatch, read_every, n_lost):
