@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,8 @@ from threadpoolctl import threadpool_limits
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+_ONE_INSIDE = Lock()
 
 
 def in_order(call: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
@@ -42,10 +46,13 @@ def in_order(call: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[
         torch.set_num_threads(n_threads)
 
 
-def undivided() -> threadpool_limits:
+@contextmanager
+def undivided() -> Iterator[None]:
     """A context in which numpy's linear algebra has one thread.
 
     On small matrices its threads, which wait for each other and for torch's, take several times as
-    long as one.
+    long as one. Their number is the process's: of fits in several threads one is inside at a time,
+    or the last to leave would put back what it found the first had set.
     """
-    return threadpool_limits(1, user_api="blas")
+    with _ONE_INSIDE, threadpool_limits(1, user_api="blas"):
+        yield

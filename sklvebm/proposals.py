@@ -8,12 +8,10 @@ the Metropolis test of an independence sampler, and average to Z as exponentials
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -31,6 +29,22 @@ _MAX_FITTED = 2048
 # Of the covariance of a component added by hand: wider than what it covers, so weights are even.
 _INFLATION = 1.5
 _CHUNK = 4096
+
+
+class _RoughMixture(GaussianMixture):
+    """A mixture that says nothing of a fit cut short: it proposes as well.
+
+    Its overlap with the target says how well. To silence the warning would take the filters of the
+    whole process, which fits in other threads must not find changed.
+    """
+
+    @property
+    def converged_(self) -> bool:
+        return True
+
+    @converged_.setter
+    def converged_(self, value: bool) -> None:
+        pass
 
 
 class Proposal(Stateful):
@@ -73,10 +87,8 @@ class Proposal(Stateful):
         generator = noise.generator
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         rows = members[:: -(-n // _MAX_FITTED)].double().cpu().numpy()
-        fit = GaussianMixture(n_components, reg_covar=1e-3, max_iter=20, random_state=seed)
-        with warnings.catch_warnings(), undivided():
-            # An unconverged fit proposes as well; its overlap with the target says how well.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = _RoughMixture(n_components, reg_covar=1e-3, max_iter=20, random_state=seed)
+        with undivided():
             fit.fit(rows)
         kept = fit.weights_ * len(rows) >= (_FULL_ROWS_A_DIMENSION * m if full else 0)
         if not kept.any():

@@ -1,15 +1,22 @@
 """Work in independent parts: their order, their bits, and the number of threads afterwards."""
 
 import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from sklvebm import LVEBMEstimator
 from sklvebm._threads import in_order, undivided
+from sklvebm.energies import CustomEnergy
+from sklvebm.langevin import Noise
+from sklvebm.proposals import Proposal
 
 
 @pytest.fixture(params=[1, 3])
@@ -79,3 +86,55 @@ def test_answers_are_the_same_to_the_bit_on_any_number_of_threads():
     for scores, latents in answers[1:]:
         np.testing.assert_array_equal(scores, answers[0][0])
         np.testing.assert_array_equal(latents, answers[0][1])
+
+
+def test_fits_in_several_threads_leave_the_process_as_it_was(monkeypatch):
+    """What a fit sets for a moment is the whole process's: two must not be inside at once."""
+    inside, most, fit = [], [], GaussianMixture.fit
+
+    def slow(self, rows):
+        inside.append(self)
+        most.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return fit(self, rows)
+        finally:
+            inside.remove(self)
+
+    monkeypatch.setattr(GaussianMixture, "fit", slow)
+    members = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def propose(seed):
+        return Proposal.fitted(members, Noise(torch.Generator().manual_seed(seed)))
+
+    before, filters, settings = blas(), warnings.filters, list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(propose, range(8)))
+    assert most == [1] * 8
+    assert blas() == before
+    assert warnings.filters is filters
+    assert list(warnings.filters) == settings
+
+
+def test_a_factory_has_the_global_generator_to_itself():
+    """Modules built in several threads are those of their seeds, and no draw of others is lost."""
+
+    def factory(d, k):
+        time.sleep(0.02)
+        module = torch.nn.Linear(d + k, 1)
+        time.sleep(0.02)
+        return module
+
+    def built(seed):
+        generator = torch.Generator().manual_seed(seed)
+        energy = CustomEnergy(factory).build(3, 2, generator=generator)
+        return next(energy.tilt.module.parameters())
+
+    expected, state = [built(seed) for seed in range(4)], torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(built, range(4)))
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(torch.get_rng_state(), state)

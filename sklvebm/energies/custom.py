@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ._spec import EnergySpec
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     import torch
 
     from ._joint import JointEnergy
+
+
+# The global generator is lent to one factory at a time, whatever thread calls it.
+_LENT = Lock()
 
 
 class CustomEnergy(EnergySpec):
@@ -43,7 +48,7 @@ class CustomEnergy(EnergySpec):
         # torch.manual_seed seeds the generators of all devices: only those that are there to be
         # given back are lent as well.
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices):
+        with _LENT, torch.random.fork_rng(devices):
             (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
             module = self.factory(n_features, n_components)
         if not isinstance(module, torch.nn.Module):
