@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 # The gallery looks up every name that its examples import, this experimental one too.
@@ -29,12 +28,7 @@ extensions = [
     "mathml",
 ]
 
-# Pages of parts that a checkout may not have.
-_PARTS = {"api/displays": "sklvebm.displays", "api/outliers": "sklvebm.outliers"}
-_ABSENT = [page for page, module in _PARTS.items() if find_spec(module) is None]
-exclude_patterns = ["_build", "gallery", *(f"{page}.rst" for page in _ABSENT)]
-if not (HERE / "outliers.md").exists():
-    _ABSENT.append("outliers")
+exclude_patterns = ["_build", "gallery"]
 templates_path = ["_templates"]
 highlight_language = "none"
 nitpicky = True
@@ -123,15 +117,6 @@ def _quote_attributes_in_types(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"\((\w+_),\)", r"(``\1``,)", line) for line in lines]
 
 
-def _leave_out_absent_pages(app, docname, source):
-    """Take the pages of absent parts out of the tables of contents."""
-    for page in _ABSENT:
-        folder, _, name = page.rpartition("/")
-        if folder == docname.rpartition("/")[0]:
-            source[0] = re.sub(rf"(?m)^ *{name}\n", "", source[0])
-
-
 def setup(app):
-    app.connect("source-read", _leave_out_absent_pages)
     app.connect("source-read", _drop_pictures_not_drawn_yet)
     app.connect("autodoc-process-docstring", _quote_attributes_in_types, priority=999)

@@ -17,15 +17,21 @@ _HOME = {
     "FreeEnergy": "energies",
     "LinearEnergy": "energies",
     "TiltedEnergy": "energies",
+    "ScoreReport": "report",
+    "DivergenceError": "saddle",
+    "LostRankError": "distributed",
 }
+_SUBMODULES = ("datasets", "displays", "energies")
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_SUBMODULES])

@@ -58,12 +58,18 @@ def default_max_iter(n_samples: float) -> int:
 
 
 def checked_options(
-    parameters: dict[str, Any], *, n_features: int, n_samples: float, share_of_pairs: float = 1.0
+    parameters: dict[str, Any],
+    *,
+    n_features: int,
+    n_samples: float,
+    share_of_pairs: float,
+    is_decayed: bool,
 ) -> dict[str, Any]:
     """The parameters of training, each validated and every default resolved.
 
     But for "auto" smoothing, which remains where there are few enough rows to ask the table.
-    ``share_of_pairs`` is that of the pairs of entries of a row that are both seen.
+    ``share_of_pairs`` is that of the pairs of entries of a row that are both seen; ``is_decayed``
+    says whether automatic weight decay is any.
 
     Raises
     ------
@@ -90,7 +96,7 @@ def checked_options(
         default_max_iter(n_samples) if max_iter == "auto" else _integer("max_iter", max_iter, 1)
     )
     options["step_size"] = _real_or_auto("step_size", parameters["step_size"], "auto")
-    decay = default_weight_decay(n_samples, share_of_pairs)
+    decay = default_weight_decay(n_samples, share_of_pairs) if is_decayed else 0.0
     options["weight_decay"] = _real_or_auto(
         "weight_decay", parameters["weight_decay"], decay, zero=True
     )
@@ -142,7 +148,8 @@ def _real_or_auto(name: str, value: Any, default: Any, zero: bool = False) -> An
     if not isinstance(value, str):
         return _real(name, value, zero=zero)
     if value != "auto":
-        raise ValueError(f"{name} must be 'auto' or a positive number, got {value!r}.")
+        kind = "number that is not negative" if zero else "positive number"
+        raise ValueError(f"{name} must be 'auto' or a {kind}, got {value!r}.")
     return default
 
 

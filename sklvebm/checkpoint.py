@@ -54,6 +54,8 @@ class Checkpoint:
         """
         if not self.path.parent.is_dir():
             raise ValueError(f"checkpoint={str(self.path)!r}: there is no such folder.")
+        if self.path.is_dir():
+            raise ValueError(f"checkpoint={str(self.path)!r} is a folder; name a file in it.")
         if not self.path.exists():
             return None
         content = _unsealed(self.path)

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+)
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -91,20 +96,24 @@ class LVEBMEstimator(
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
+    DensityMixin,
     BaseEstimator,
 ):
-    r"""Latent-variable energy-based model.
+    r"""Latent-variable energy-based model: a density and a transformer for real-valued tables.
 
-    Fits one joint energy E(x, z) of an observation x and its latent vector z by maximum likelihood,
-    posed as a saddle problem: Langevin particles follow the conditional law of z given each row and
-    the joint law of (x, z), and the parameters climb between the two [1]_. It is a density
-    (``score_samples``, ``sample``) and a transformer (``transform``, ``inverse_transform``).
+    One joint energy E(x, z) of a row x and its latent vector z is fitted by maximum likelihood
+    [1]_. The fitted model scores rows (``score_samples``), draws them (``sample``), gives their
+    latents (``transform``) and rows back from these (``inverse_transform``), and fills in missing
+    values (``impute``). Features are standardised inside; likelihoods are in the units of ``X``.
+
+    Usually ``n_components``, ``energy``, ``max_iter``, ``random_state`` and ``verbose`` are all
+    that is set. The other defaults were chosen by measurement (docs/choices.md).
 
     Parameters
     ----------
     n_components : int or None, default=None
-        Size k of the latent vector. None takes half the features, at least 2 and at most 10 (one
-        where there is one feature).
+        Number k of latents. None is half of the features, at least 2 and at most 10 (1 for a single
+        feature).
     energy : str, EnergySpec, or torch.nn.Module class or factory, default="tilted"
         - "tilted": a learned normalised reference, started at probabilistic PCA, plus a free joint
           tilt; see :class:`~sklvebm.energies.TiltedEnergy`.
@@ -113,108 +122,109 @@ class LVEBMEstimator(
         - "linear": linear-Gaussian, all in closed form; see
           :class:`~sklvebm.energies.LinearEnergy`.
         - a callable ``(n_features, n_components) -> torch.nn.Module`` whose module maps
-          ``x (n, d)`` (standardised, and mapped) and ``z (n, k)`` to energies ``(n,)``.
+          ``x (n, d)`` (standardised, and mapped where ``marginals_`` is "mixture") and ``z (n, k)``
+          to energies ``(n,)`` in nats.
 
         Hyper-parameters nest: ``set_params(energy__hidden_layer_sizes=(64,))`` also works when
         ``energy`` is a name, and replaces the name by its specification.
     marginals : {"auto", "gaussian", "mixture"}, default="auto"
-        What each feature is taken for by itself, before the energy sees it.
+        How each feature is modelled by itself, before the energy sees it.
 
         - "gaussian": it is standardised.
-        - "mixture": it is a mixture of normals of one to eight components, and the energy sees it
-          through the monotone map that widens these: spikes become bumps. All answers stay in the
-          user's units; those that are means of observations are taken over draws.
-        - "auto": whichever two short fits each of the reference let expect more of on held-out
-          rows; "gaussian" unless the gain is two standard errors. It is the same for any
-          ``random_state``. Only ``fit`` with a tilted energy that has no Fourier features (more
-          than four features) asks: everything else has "gaussian".
+        - "mixture": a mixture of one to eight normals is fitted to it, and a monotone map widens
+          these, so that spikes become bumps. Answers stay in the user's units; means of
+          observations are taken over draws.
+        - "auto": short trial fits of the reference compare both on held-out rows, and "mixture" is
+          taken if it is better by two standard errors. The choice does not depend on
+          ``random_state``. Only ``fit`` with the tilted energy and without Fourier features (more
+          than four features) compares; otherwise "gaussian".
     whiten : bool, default=False
-        False: latents are told along their principal axes, as scikit-learn's PCA tells its
-        components: in the order of how far the mean of x moves with them, and in its units, so that
-        distances between latents are about those between the means of rows. True: along the same
-        axes, each of prior variance one. It does not change the model, and may be set after
-        ``fit``. Every ``fit`` and ``partial_fit`` finds axes of its own; a user's module keeps the
-        latents that it has.
+        Scale of the latents. False: rotated to principal axes and scaled like the scores of
+        scikit-learn's PCA: largest first, in standard deviations of the features, so that distances
+        between latents are about those between the means of rows. True: the same axes, with prior
+        variance one. The model is the same; the parameter may be changed after ``fit``. Each
+        ``fit`` or ``partial_fit`` finds axes of its own. The latents of a user's module are left
+        as they are.
     inference : {"langevin", "variational", "map"}, default="langevin"
-        What follows the latents of a row in training: persistent Langevin particles (an
-        unrestricted posterior), a Gaussian of its own with diagonal covariance, or the mode (hard
-        EM). It does not change what a fitted model answers.
+        How the latents of training rows are inferred during training: persistent Langevin particles
+        (an unrestricted posterior), a Gaussian with diagonal covariance for each row, or the mode
+        (hard EM). It does not change how a fitted model answers.
     dynamics : {"mala", "ula"}, default="mala"
-        "mala": Metropolis-adjusted Langevin steps for both flows, and for the joint one sweeps that
+        "mala": Metropolis-adjusted Langevin steps, and for the pool also independence sweeps, which
         propose from the reference and from Gaussians fitted to the data. "ula": the unadjusted
-        Langevin steps of [1]_ and nothing else, whose stationary laws are biased by O(step size).
+        Langevin steps of [1]_ and nothing else, with a bias of O(step size).
     max_iter : int or "auto", default="auto"
-        Largest number of parameter updates, over all stages (start, reference, mixing, tilt; see
-        :class:`~sklvebm.energies.TiltedEnergy`). "auto" is three per row, within 1,500 and 3,000.
+        Maximum number of parameter updates, over all stages (start, reference, mixing, tilt; see
+        :class:`~sklvebm.energies.TiltedEnergy`). "auto" is three per row, at least 1,500 and at
+        most 3,000. ``refit`` adds up to as many again.
     batch_size : int, default=64
         Rows per update.
     n_particles : int, default=2
         Latent particles per row. ``inference="map"`` has one point whatever this says.
     n_steps : int or None, default=None
-        Steps of a row's latents before each visit; None takes 10 for "ula", and for "mala" 4, or 2
-        while the tilt is learned. Under "ula" the joint pool takes as many an update, else one and
-        an independence sweep.
+        Langevin steps of a row's latents before each update that uses it. None is 10 for "ula", and
+        for "mala" 4, or 2 while the tilt is learned. With "ula" the pool takes as many per update,
+        else one and an independence sweep.
     pool_size : int, default=512
-        Number of joint negatives.
+        Number of joint negatives: particles that follow the distribution of the model.
     step_size : float or "auto", default="auto"
-        Langevin step size of both flows, in the coordinates they move in (preconditioned latents;
-        the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for "ula", to
-        the 0.9 that its steps would have been accepted with.
+        Step size of all Langevin steps, in the coordinates that they move in (preconditioned
+        latents; the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for
+        "ula", to the 0.9 that its steps would have been accepted with.
     learning_rate : float, default=1e-2
-        Initial learning rate of the reference; the tilt learns at a fifth of it (under
-        "ula" at a hundredth).
+        Initial learning rate of the reference. The tilt learns at a fifth of it (with "ula" at a
+        hundredth); ``partial_fit`` after the first, and ``warm_start``, at a tenth.
     weight_decay : float or "auto", default="auto"
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
-        400 over the number of rows seen, within .03 and 3. Where entries are missing, a row counts
-        by the share of its pairs of entries that are both seen.
+        400 divided by the number of rows seen, at least .03 and at most 3; 0 for a module of yours,
+        whose matrices are decayed only where a number is given. Where entries are missing, a row
+        counts by the share of its pairs of entries that are both seen.
     smoothing : float or "auto", default="auto"
-        Width h of a Gaussian kernel about each row that is trained on, relative to how far its
-        neighbours are: whenever a row is visited it is drawn anew from N(x, h² S), where S is the
-        covariance, about x, of its ten nearest other rows, in the units that the model learns in
-        (manifold Parzen windows [2]_). 0 trains on the rows themselves. Some tables of few rows
-        gain more than a nat a row, others lose as much: "auto" takes .2 where held-out rows are
-        more likely after a short fit of the reference with that than without, and .4 where they
-        gain by that too, the same for any ``random_state``. Only ``fit`` of fewer than 1,000 rows
-        with a tilted energy asks: everything else has 0. Of tables of many features or with missing
-        entries it takes time quadratic in the rows to find the neighbours. Rows held out, and those
-        that ``score`` is asked of, stay as they are.
+        Noise that is added to training rows, which keeps small tables from being memorised: a row
+        is drawn anew from N(x, h² S) whenever it is used, where S is the covariance, about x, of
+        its ten nearest neighbours in the units that the model learns in, and h is this number
+        (manifold Parzen windows [2]_). 0: none. "auto": short trial fits compare 0, .2 and .4 on
+        held-out rows; each must gain more than ``tol`` over the last. Only ``fit`` of fewer than
+        1,000 rows with the tilted energy compares; otherwise 0. Rows held out, and those that are
+        scored, stay as they are. To find neighbours takes time quadratic in the rows where there
+        are many features or missing entries.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats per row, that counts as an improvement.
     n_iter_no_change : int, default=12
-        Evaluations without improvement after which the tilt stage stops; the stages before, whose
-        likelihood has no noise of log Z, stop after a quarter as many. There are twenty evaluations
-        in ``max_iter`` updates, and five updates or more between two.
+        Evaluations without improvement after which the tilt stage stops. The stages before it,
+        whose likelihood has no noise of log Z, stop after a quarter as many. There are twenty
+        evaluations in ``max_iter`` updates, at least five updates apart.
     validation_fraction : float, default=0.1
-        Share of the distinct rows held out for stopping: never fewer than 20 or, in small tables,
-        a quarter, and never more than 256, nor more than their share of the weight.
+        Fraction of the distinct rows that is held out for early stopping: at least the smaller of
+        20 rows and a quarter of them, at most 256 rows, and never more than this share of the
+        weight.
     early_stopping : bool, default=True
-        Stop by the held-out normalised log-likelihood and keep the best state, or ``refit``. False
-        trains on all rows for ``max_iter`` updates.
+        Stop by the held-out log-likelihood and keep the best state, or ``refit``. False trains on
+        all rows for ``max_iter`` updates.
     refit : bool or "auto", default="auto"
         Train once more, on all rows, each stage for as many updates as were best for the rows held
-        out, and keep that model. Small tables gain most by it: "auto" is True for fewer than 1,000
-        rows. It takes up to as long again, and up to ``max_iter`` updates more. Without early
-        stopping all rows are trained on anyway.
+        out, and keep that model. "auto" is True for fewer than 1,000 rows, which gain most. Without
+        early stopping all rows are trained on anyway.
     warm_start : bool, default=False
         Go on from the fitted model, training reference and tilt together, instead of starting anew.
-        ``energy``, ``n_components`` and ``pool_size`` must then be what they were; the units and
+        ``energy``, ``n_components`` and ``pool_size`` must be what they were; the units and
         ``marginals_`` stay, and so does ``smoothing_`` where "auto".
     random_state : int, RandomState instance or None, default=None
-        Seeds the initial weights, the validation split, the batches, both flows, log Z, and the
-        noise of every later answer. None takes a fresh seed from the operating system; the global
-        generators of numpy and torch are never used.
+        Seeds the initial weights, the validation split, the batches, all Langevin steps, log Z, and
+        the noise of every later answer. None takes a fresh seed from the operating system; the
+        global generators of numpy and torch are never used.
     device : str or torch.device, default="auto"
-        "auto" takes CUDA where present, else the CPU.
+        "auto" is CUDA where present, else the CPU.
     checkpoint : str, path-like or None, default=None
-        File that ``fit`` writes its state to at every evaluation, all at once, and takes away when
-        it is done. Where it exists ``fit`` goes on from it, and ends as it would have without the
-        interruption, to the bit on the same machine and number of threads. It goes on only with
-        the same table, weights and parameters, and where ``random_state`` is no integer, from the
-        seed of the file. One file serves one fit at a time: give none in a search, whose fits would
-        share it. ``partial_fit`` writes none.
+        File to which ``fit`` writes its state at every evaluation, atomically, and which it removes
+        when it is done. If the file exists, ``fit`` goes on from it, and ends as it would have
+        without the interruption, to the bit on the same machine with the same number of threads.
+        Table, weights and parameters must be the same; where ``random_state`` is no integer, the
+        seed is that of the file. One file serves one fit at a time: give none in a search.
+        ``partial_fit`` writes none.
     verbose : int, default=0
-        1 prints a line per stage, 2 a line per evaluation; either says which marginals and which
-        smoothing were taken, where short fits were asked.
+        1 prints a line per stage, 2 a line per evaluation; both say which marginals and smoothing
+        trial fits have chosen.
 
     Attributes
     ----------
@@ -227,13 +237,16 @@ class LVEBMEstimator(
         False where the held-out likelihood was still rising when ``max_iter`` was reached, or a
         callback asked to stop.
     history_ : list of dict
-        One entry per evaluation: stage, update, energy gap, acceptances, and, where rows are held
-        out, their log-likelihood (nats per row, in standardised units). With ``refit`` the entries
-        of the training on all rows come after the others.
+        One entry per evaluation, with keys "stage", "n_iter" (the update), "energy_gap" (nats, of
+        the last update; NaN in stages without a pool), "acceptance_conditional",
+        "acceptance_joint", "acceptance_sweep", and, where rows are held out, "log_likelihood" (of
+        these, nats per row, in standardised units) and "log_partition". With ``refit`` the entries
+        of the training on all rows come after the others. Where marginals are mapped, the maps are
+        those of all rows, held-out ones included.
     marginals_ : {"gaussian", "mixture"}
-        What the features are taken for.
+        How the features are modelled.
     smoothing_ : float
-        Width of the kernel about each row that was trained on.
+        Width h of the noise that was added to training rows.
     latent_variance_ : ndarray of shape (n_components_,)
         Prior variance of the latents along their principal axes, decreasing, in squared standard
         deviations of the features, whatever ``whiten`` says: the mean square of how far the mean of
@@ -245,27 +258,31 @@ class LVEBMEstimator(
         Its standard error.
     log_partition_bounds_ : tuple of float
         Estimates that are low (forward, from fresh draws alone) and high (reverse, from the pool
-        alone, if that is in equilibrium) in expectation.
+        alone, if that is in equilibrium) in expectation. Both are noisy, and may cross.
     step_size_ : dict
         Final step sizes, "conditional" and "joint".
     diagnostics_ : dict
-        Final acceptances of both flows and of the sweeps; the energy gap, and its mean and lag-one
-        autocorrelation over the last half of the tilt stage; R-hat and effective sample sizes of
-        both flows. Of a closed form, nothing.
+        Final figures. In brackets what a fit is warned beyond: "acceptance_conditional",
+        "acceptance_joint" (below .15), "acceptance_sweep", "energy_gap", "energy_gap_mean" (beyond
+        5 nats) and "energy_gap_autocorrelation" (lag one) over the last half of the tilt stage,
+        "rhat_joint" (above 1.01), "ess_joint" (below 400), and "rhat_conditional" and
+        "ess_conditional", of a few short chains per row. Empty for a closed form.
     device_ : str
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
 
     Notes
     -----
-    Likelihoods are in nats and in the units of the ``X`` given. Features are standardised inside,
-    and mapped where ``marginals_`` is "mixture".
+    Training is a saddle problem: Langevin particles follow the conditional distribution of z given
+    each row and the joint distribution of (x, z), and the parameters ascend the difference of the
+    energies [1]_. A fit of most tables takes 10 to 20 seconds on two cores (docs/scale.md).
+
     ``transform`` and ``score_samples`` are Monte Carlo answers whose noise is shared by all rows
     and fixed by ``fit``: the same row gets the same answer in any batch.
 
     Where a process group of ``torch.distributed`` is initialised, its processes fit one model: each
-    calls ``fit`` with the same table and parameters, and all end with the same model. Rows and pool
-    are shared out; ``batch_size`` and ``pool_size`` are those of all processes together.
+    must call ``fit`` with the same table and parameters, and all end with the same model. Rows and
+    pool are shared out; ``batch_size`` and ``pool_size`` are those of all processes together.
 
     References
     ----------
@@ -378,7 +395,8 @@ class LVEBMEstimator(
         ----------
         X : array-like of shape (n_samples, n_features)
             At least two rows of real numbers; NaN where an entry is missing. The likelihood is then
-            that of what is seen, and what is missing is sampled along with the latents.
+            that of what is seen, and what is missing is sampled along with the latents. Integer or
+            rounded columns need uniform noise first where likelihoods are compared.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -398,6 +416,12 @@ class LVEBMEstimator(
             estimator is then what it was before the call.
         LostRankError
             A RuntimeError: of the processes that fit together, another one ended.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the fit was still improving at ``max_iter``, or its chains or estimates of log Z
+            disagree. The text says what to change.
         """
         with self._all_or_nothing():
             continued = self.warm_start and hasattr(self, "_model_state")
@@ -812,7 +836,8 @@ class LVEBMEstimator(
         Returns
         -------
         X : ndarray of shape (n_samples_X, n_features) or (n_samples, n_samples_X, n_features)
-            In the user's units; what is seen stays as it is.
+            In the user's units; what is seen stays as it is. A row without any value gets the means
+            of the model. Takes some tens of milliseconds per incomplete row.
         """
         if n_samples is not None:
             return self.sample_conditional(X, n_samples, random_state)
@@ -874,7 +899,9 @@ class LVEBMEstimator(
         return (log_prob, std) if return_std else log_prob
 
     def score(self, X, y=None, sample_weight=None):
-        """Mean normalised log-density: comparable across all hyper-parameters.
+        """Mean normalised log-density.
+
+        Any two fits can be compared by it on the same rows in the same units.
 
         Parameters
         ----------
@@ -908,7 +935,8 @@ class LVEBMEstimator(
         Returns
         -------
         report : ScoreReport
-            Mean, standard error in its three parts, bounds, worst rows; prints as text.
+            Mean, standard error in its three parts, bounds, and the rows of the lowest log-density
+            by their positions in ``X``; prints as text. The two bounds are noisy and may cross.
 
         Examples
         --------
@@ -972,6 +1000,11 @@ class LVEBMEstimator(
         E : ndarray of shape (n_samples,)
             In nats, float64; exp(−E − ``log_partition_``) is the joint density of x, in the user's
             units, and z.
+
+        Raises
+        ------
+        ValueError
+            If entries of ``X`` are missing.
         """
         import torch
 

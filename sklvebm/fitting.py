@@ -80,6 +80,7 @@ class Form(NamedTuple):
             n_features=X.shape[1],
             n_samples=n_samples,
             share_of_pairs=_share_of_pairs(X, weight),
+            is_decayed=spec.is_decayed,
         )
         marginals = checked_choice("marginals", parameters["marginals"], _MARGINALS)
         if marginals == "auto":

@@ -36,7 +36,7 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
 
     A density p is fitted to the rows, and a row is an outlier where log p(x) < ``offset_``: outside
     a highest-density region of p, the smallest that holds its share of the mass [1]_. By default
-    the share is not what p claims but what rows show that p was not fitted to.
+    the threshold comes from rows held out of the fit, not from what p says of itself.
 
     Parameters
     ----------
@@ -47,15 +47,17 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
     contamination : "auto" or float, default="auto"
         Where ``offset_`` lies.
 
-        - "auto": so that of new rows like the training rows at most 5 % are expected to be called
-          outliers, whatever the density makes of them. A fifth of the rows (19 at least, half of
-          them at most) is held out, the density is fitted to the others, and the offset is a low
-          score of the rows held out; see Notes.
+        - "auto": so that at most 5 % of new rows from the distribution of the training rows are
+          called outliers on average, however well the density fits (with fewer than 38 rows,
+          more; see Notes). A fifth of the rows (19 at least, half of them at most) is held out,
+          the density is fitted to the others, and the offset is a low score of the rows held out.
+          For another rate, fit and then set ``offset_`` to that quantile of the scores of rows that
+          were not fitted to.
         - a float in (0, 0.5]: the share of the training rows that are outliers. The density is
           fitted to all rows, and ``offset_`` is that percentile of their scores, as in
           scikit-learn. New rows fall below it more often than the rows that p was fitted to.
     random_state : int, RandomState instance or None, default=None
-        Handed to the density where that has a ``random_state`` which is None.
+        Handed to the density, and to its parts, where these have a ``random_state`` which is None.
 
     Attributes
     ----------
@@ -71,10 +73,11 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
     Notes
     -----
     Under "auto" the offset is the k-th lowest score of the m rows held out, k = ⌊(m + 1)/20⌋. A new
-    row from the same law falls below it with probability k/(m + 1), at most 5 %, exactly and for
-    any density [2]_; on average over tables, for one table it varies by about √k/(m + 1). With
-    fewer than 38 rows it is the lowest, and the probability 1/(m + 1). Outliers among the training
-    rows lower the offset: where there are many, state their share in ``contamination``.
+    row from the same distribution falls below it with probability k/(m + 1), at most 5 %, exactly
+    and for any density [2]_; on average over tables, for one table it varies by about √k/(m + 1).
+    With fewer than 38 rows it is the lowest of fewer than 19, and the probability 1/(m + 1). Many
+    outliers among the training rows lower the offset: state their share in
+    ``contamination``.
 
     Which rows are held out follows from a hash of their content, so that neither order nor
     ``random_state`` changes it and equal rows stay together. Weights count as repetitions.
@@ -148,8 +151,9 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
         TypeError
             If the density is none, or takes no weights and some are given.
         ValueError
-            If ``contamination`` or a weight is out of range, the density refuses ``X``, or scores
-            are NaN. The detector is then, as after an interrupt, what it was before the call.
+            If ``contamination`` or a weight is out of range, there are fewer than three rows, the
+            density refuses ``X``, or the offset is not finite. The detector is then, as after an
+            interrupt, what it was before the call.
         """
         share = _checked_contamination(self.contamination)
         density = self._unfitted(sample_weight)
@@ -158,7 +162,13 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
             offset = _fit_and_hold_out(density, X, weight)
         else:
             _fit(density, X, sample_weight)
-            offset = _percentile(_scores(density, X), share, weight)
+            scores = _scores(density, X)
+            offset = _percentile(scores, share, np.ones(len(scores)) if weight is None else weight)
+        if not np.isfinite(offset):
+            raise ValueError(
+                f"{type(density).__name__} gives rows that should be inliers a density of zero, so "
+                "that no offset tells outliers from them."
+            )
         self.density_, self.offset_ = density, offset
         return self
 
@@ -170,8 +180,13 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
             raise TypeError(f"density must have score_samples, which {name} has not.")
         if sample_weight is not None and not has_fit_parameter(density, "sample_weight"):
             raise TypeError(f"sample_weight is given, but {name}.fit takes none.")
-        if self.random_state is not None and density.get_params().get("random_state", 0) is None:
-            density.set_params(random_state=self.random_state)
+        if self.random_state is not None:
+            seeds = {
+                name: self.random_state
+                for name, value in density.get_params().items()
+                if value is None and name.rpartition("__")[2] == "random_state"
+            }
+            density.set_params(**seeds)
         return density
 
     def __sklearn_tags__(self):
@@ -273,6 +288,11 @@ def _fit_and_hold_out(density: Any, X: Any, weight: NDArray | None) -> float:
     """Fit to the rows that are not held out; the offset from those that are."""
     # What the rows hold is for the density to judge. Tables with names stay as they are.
     rows = X.tocsr() if issparse(X) else X if hasattr(X, "columns") else np.asarray(X)
+    if _num_samples(rows) == 2:
+        raise ValueError(
+            "Found array with 2 samples while a minimum of 3 is required by LVEBMOutlierDetector, "
+            "which holds one of them out."
+        )
     mass = np.ones(_num_samples(rows)) if weight is None else weight
     held_out = _held_out(rows, mass)
     _fit(density, _safe_indexing(rows, ~held_out), None if weight is None else mass[~held_out])
@@ -314,7 +334,12 @@ def _low_score(scores: NDArray, mass: NDArray) -> float:
     return float(scores[order][np.argmax(reached >= min(max(k, 1), reached[-1]))])
 
 
-def _percentile(scores: NDArray, share: float, weight: NDArray | None) -> float:
-    if weight is None:
-        return float(np.percentile(scores, 100 * share))
-    return float(np.quantile(scores, share, weights=weight, method="inverted_cdf"))
+def _percentile(scores: NDArray, share: float, mass: NDArray) -> float:
+    """numpy's default quantile of the scores, each repeated ``mass`` times."""
+    order = np.argsort(scores)
+    reached = mass[order].cumsum()
+    place = share * max(reached[-1] - 1, 0)
+    # Weights are no whole numbers always, and may sum to less than a row.
+    around = np.minimum([np.floor(place), np.floor(place) + 1], np.nextafter(reached[-1], 0))
+    low, high = scores[order][np.searchsorted(reached, around, side="right")]
+    return float(low + (place - around[0]) * (high - low) if high > low else low)

@@ -249,8 +249,8 @@ class PointEstimates(Conditional):
                 torch.where(keep, proposal.gradient, state.gradient),
             )
             if self.adapts:
-                steps = steps * torch.where(better[:, 0], 1.1, 0.5)
-        self.location[rows], self.steps[rows] = state.position[:, 0], steps.clamp(1e-6, 2.0)
+                steps = (steps * torch.where(better[:, 0], 1.1, 0.5)).clamp(1e-6, 2.0)
+        self.location[rows], self.steps[rows] = state.position[:, 0], steps
 
 
 ConditionalFlow = LangevinParticles | GaussianPosteriors | PointEstimates

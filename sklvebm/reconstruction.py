@@ -27,7 +27,8 @@ from sklearn.preprocessing import StandardScaler
 _N_ENTRIES, FEWEST, _MOST = 2**17, 512, 4096
 _ALPHAS = np.logspace(-4, 4, 17)
 _N_NEIGHBORS = (5, 10, 20, 40, 80, 160, 320)
-_CV = 5
+# Folds, and distinct rows that there must be to make them.
+_CV, _FEWEST_GROUPS = 5, 10
 
 
 class Remainder(NamedTuple):
@@ -49,20 +50,25 @@ def affordable(n_features: int, most: int = _MOST) -> int:
 
 
 def fit_remainder(T: NDArray, remainder: NDArray, *, seed: int) -> Remainder:
-    """Regression of ``remainder (n, d)`` on ``T (n, k)``, of which at least ten rows differ.
+    """Regression of ``remainder (n, d)`` on ``T (n, k)``.
 
     Penalty and number of neighbours are chosen by cross-validation, in which rows that are equal
     stay together. Where T tells nothing, the first grows until the prediction is the mean; where it
-    tells nothing more, no neighbour is asked.
+    tells nothing more, or few rows differ, no neighbour is asked.
     """
     linear = make_pipeline(StandardScaler(), RidgeCV(_ALPHAS)).fit(T, remainder)
+    left = remainder - linear.predict(T).reshape(remainder.shape)
+    local = Pipeline([("regressor", DummyRegressor())])
     groups = np.unique(T, axis=0, return_inverse=True)[1].ravel()
-    n_fitted = (groups.max() + 1) * (_CV - 1) // _CV
+    n_groups = groups.max() + 1
+    if n_groups < _FEWEST_GROUPS:
+        return Remainder(linear, local.fit(T, left))
+    n_fitted = n_groups * (_CV - 1) // _CV
     neighbors = [KNeighborsRegressor(size) for size in _N_NEIGHBORS if size <= n_fitted]
-    local = GridSearchCV(
-        Pipeline([("regressor", DummyRegressor())]),
+    search = GridSearchCV(
+        local,
         {"regressor": [DummyRegressor(), *neighbors]},
         cv=GroupKFold(_CV, shuffle=True, random_state=seed),
         scoring="neg_mean_squared_error",
-    ).fit(T, remainder - linear.predict(T).reshape(remainder.shape), groups=groups)
-    return Remainder(linear, local.best_estimator_)
+    ).fit(T, left, groups=groups)
+    return Remainder(linear, search.best_estimator_)

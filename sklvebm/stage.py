@@ -117,7 +117,7 @@ class Run(Stateful):
         patience: int,
     ) -> None:
         self.stage = stage
-        self.average = copy.deepcopy(energy).requires_grad_(False)
+        self.average = copy.deepcopy(energy).eval().requires_grad_(False)
         # What of the energy, and of its average, is not zero in this stage.
         self.energy, self.shown = (
             e if stage.uses_pool else e.without_tilt() for e in (energy, self.average)
@@ -131,6 +131,11 @@ class Run(Stateful):
         self._pairs: tuple[list[Tensor], list[Tensor]] = (
             list(self.average.parameters()),
             list(energy.parameters()),
+        )
+        # A user's module may change buffers of its own whenever it is called.
+        self._buffers: tuple[list[Tensor], list[Tensor]] = (
+            list(self.average.tilt_buffers()),
+            list(energy.tilt_buffers()),
         )
         if not stage.uses_pool:
             patience = max(1, round(_PATIENCE_WITHOUT_POOL * patience))
@@ -192,3 +197,5 @@ class Run(Stateful):
         self.step += 1
         weight = (_AVERAGING + 1) / (_AVERAGING + self.step)
         torch._foreach_lerp_(*self._pairs, weight)
+        if self._buffers[0]:
+            torch._foreach_copy_(*self._buffers)

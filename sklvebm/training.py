@@ -235,11 +235,14 @@ class Trainer:
         )
 
     def _initial_energy(self) -> JointEnergy:
-        if self.start is not None:
-            return copy.deepcopy(self.start.energy).train().requires_grad_(True)
         x = self.rows.x
         d, k = x.shape[1], self.options.n_components
         energy = self.spec.build(d, k, generator=generator_from_seed(self._seed(), _CPU))
+        if self.start is not None:
+            # Into one as it is built: what is held fixed of a user's module, or in evaluation mode,
+            # stays so.
+            load_arrays(energy, state_to_arrays(self.start.energy))
+            return energy.to(self.device)
         ppca = fit_ppca(
             to_numpy(x),
             k,

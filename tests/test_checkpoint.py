@@ -423,6 +423,11 @@ class TestWriting:
         assert checkpoint.read() == {"value": 2}
 
 
+def test_a_folder_is_no_file(X, tmp_path):
+    with pytest.raises(ValueError, match="is a folder"):
+        quick(checkpoint=tmp_path).fit(X)
+
+
 def test_a_divergence_takes_the_file_away(X, path, monkeypatch):
     """Going on from it would diverge again."""
     monkeypatch.setattr(Saddle, "update", lambda *_: torch.full((2,), torch.nan))

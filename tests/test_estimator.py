@@ -316,10 +316,13 @@ class TestParameters:
             model = LVEBMEstimator(energy="linear").fit(rng.normal(size=(80, d)))
             assert model.transform(rng.normal(size=(4, d))).shape == (4, k)
 
-    def test_fixed_step_size_is_kept(self, X):
-        assert quick(step_size=0.01).fit(X).step_size_ == pytest.approx(
-            {"conditional": 0.01, "joint": 0.01}
-        )
+    @pytest.mark.parametrize("inference", ["langevin", "variational", "map"])
+    @pytest.mark.parametrize("step_size", [0.01, 5.0])
+    def test_fixed_step_size_is_kept(self, X, inference, step_size):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly all steps are refused
+            model = quick(step_size=step_size, inference=inference).fit(X)
+        assert model.step_size_ == pytest.approx({"conditional": step_size, "joint": step_size})
 
 
 class Quadratic(torch.nn.Module):
@@ -363,6 +366,53 @@ class TestCustomEnergy:
         x, z = (torch.randn(50, m, generator=generator) for m in (4, 2))
         torch.testing.assert_close(joint(x, z), joint.tilt.module(x, z))
         torch.testing.assert_close(joint.posterior(x)(z[:, None])[:, 0], -joint.tilt.module(x, z))
+
+    def test_what_is_held_fixed_stays_so(self, X):
+        """In fits that go on, too; and what is in evaluation mode stays in it."""
+
+        class Scaled(Quadratic):
+            def __init__(self, d, k):
+                super().__init__(d, k)
+                self.scale = torch.nn.Parameter(torch.ones(d), requires_grad=False)
+                self.part = torch.nn.Dropout(0.5).eval()
+
+            def forward(self, x, z):
+                assert not self.part.training
+                return super().forward(x * self.scale, z)
+
+        model = quick(energy=Scaled, n_components=2, warm_start=True)
+        for train in (model.fit, model.fit, model.partial_fit):
+            module = train(X)._model.energy.tilt.module
+            assert torch.equal(module.scale, torch.ones(4))
+
+    @pytest.mark.parametrize("early_stopping", [True, False])
+    def test_its_buffers_are_those_of_training(self, X, early_stopping):
+        class Counted(Quadratic):
+            def __init__(self, d, k):
+                super().__init__(d, k)
+                self.register_buffer("n_calls", torch.zeros(()))
+                self.register_buffer("n_judged", torch.zeros(()))
+
+            def forward(self, x, z):
+                # Rows held out are judged in evaluation mode, as torch has it.
+                (self.n_calls if self.training else self.n_judged).add_(1)
+                return super().forward(x, z)
+
+        model = quick(energy=Counted, n_components=2, early_stopping=early_stopping).fit(X)
+        module = model._model.energy.tilt.module
+        assert module.n_calls > model.n_iter_
+
+    def test_its_matrices_are_decayed_where_that_is_asked_for(self, X):
+        def weight(**params):
+            model = quick(energy=Quadratic, n_components=2, **params).fit(X)
+            return model._model.energy.tilt.module.weight
+
+        assert torch.equal(weight(), weight(weight_decay=0))
+        assert not torch.equal(weight(), weight(weight_decay=1.0))
+
+    def test_a_specification_that_was_not_made_is_refused(self, X):
+        with pytest.raises(TypeError, match=r"pass TiltedEnergy\(\.\.\.\)"):
+            quick(energy=TiltedEnergy).fit(X)
 
     def test_an_instance_is_refused(self, X):
         with pytest.raises(TypeError, match="class or a factory"):

@@ -224,14 +224,20 @@ class TestWeights:
             weight = rng.integers(0, 9, size=len(X))
             weighted = detector.fit(X, sample_weight=weight).offset_
             rows = rng.permutation(np.repeat(X, weight, axis=0))
-            repeated = detector.fit(rows, sample_weight=np.ones(len(rows))).offset_
-            assert weighted == pytest.approx(repeated, abs=1e-6)
+            for ones in (None, np.ones(len(rows))):
+                repeated = detector.fit(rows, sample_weight=ones).offset_
+                assert weighted == pytest.approx(repeated, abs=1e-6)
 
     def test_rows_of_no_weight_do_not_count(self, X):
         weight = np.r_[np.zeros(50), np.ones(100)]
         density = LVEBMEstimator(2, energy="linear", random_state=0)
         without = LVEBMOutlierDetector(density).fit(X[50:])
         assert LVEBMOutlierDetector(density).fit(X, sample_weight=weight).offset_ == without.offset_
+
+    def test_weights_that_sum_to_less_than_a_row(self, X):
+        scores = LVEBMOutlierDetector(LVEBMEstimator(2, energy="linear"), contamination=0.1)
+        weight = np.full(len(X), 1e-3)
+        assert scores.fit(X, sample_weight=weight).offset_ == scores.score_samples(X).min()
 
     def test_a_density_that_takes_none_is_not_given_any(self, X):
         detector = LVEBMOutlierDetector(GaussianMixture())
@@ -266,7 +272,32 @@ class TestWhatTheDensityTakes:
             detector.fit(X, sample_weight=np.ones(3))
 
 
+class TestSeeds:
+    def test_parts_of_a_density_are_seeded(self, X):
+        pipeline = make_pipeline(PCA(2), GaussianMixture(3, init_params="random"))
+        detector = LVEBMOutlierDetector(pipeline, random_state=0).fit(X)
+        assert [part.random_state for _, part in detector.density_.steps] == [0, 0]
+        again = LVEBMOutlierDetector(pipeline, random_state=0).fit(X)
+        np.testing.assert_array_equal(detector.score_samples(X), again.score_samples(X))
+
+    def test_seeds_that_are_there_stay(self, X):
+        pipeline = make_pipeline(PCA(2), GaussianMixture(random_state=7))
+        detector = LVEBMOutlierDetector(pipeline, random_state=0).fit(X)
+        assert [part.random_state for _, part in detector.density_.steps] == [0, 7]
+
+
 class TestStates:
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_too_few_rows(self, X, n):
+        with pytest.raises(ValueError, match=rf"{n} sample.*minimum of"):
+            LVEBMOutlierDetector().fit(X[:n])
+
+    def test_a_density_of_zero_leaves_no_offset(self, X):
+        detector = LVEBMOutlierDetector(KernelDensity(kernel="tophat", bandwidth=1e-3))
+        with pytest.raises(ValueError, match="density of zero"):
+            detector.fit(X)
+        assert not hasattr(detector, "offset_")
+
     def test_a_refit_starts_anew(self, X):
         again = linear().fit(X[:80, :2]).fit(X)
         fresh = linear().fit(X)

@@ -1,6 +1,8 @@
 """The package that is tested is whole, and what it declares is what was run."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +46,18 @@ def test_every_file_of_the_package_is_there():
     imported = files(Path(sklvebm.__file__).parent)
     assert imported == files(ROOT / "sklvebm")
     assert {"py.typed", "energies/__init__.py", "displays/__init__.py"} <= imported
+
+
+def test_public_names_are_found_when_first_asked_for():
+    code = (
+        "import sklvebm, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        "for name in dir(sklvebm): getattr(sklvebm, name)\n"
+        "assert sklvebm.datasets.Moons and sklvebm.DivergenceError and sklvebm.displays.__all__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sklvebm.nothing  # noqa: B018
 
 
 def test_the_version_is_one():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_iris
 
 from sklvebm import LVEBMEstimator
 from sklvebm.finishing import _kept
@@ -26,6 +27,19 @@ class TestFitRemainder:
         found = fit_remainder(T, noise, seed=0).predict(rng.standard_normal((200, 2)))
         # The mean over the fewest neighbours that could be taken would have a variance of 1/5.
         assert found.var(axis=0).max() < 1 / 10
+
+    @pytest.mark.parametrize("n_distinct", [1, 4, 9])
+    def test_few_rows_that_differ_have_no_neighbours(self, rng, n_distinct):
+        T = rng.standard_normal((n_distinct, 2))[rng.integers(n_distinct, size=200)]
+        found = fit_remainder(T, T @ np.ones((2, 3)) + 1.0, seed=0).predict(T)
+        np.testing.assert_allclose(found, T @ np.ones((2, 3)) + 1.0, atol=1e-3)
+
+    def test_latents_that_are_all_the_same(self):
+        """A linear energy has none to tell of one feature."""
+        X = load_iris().data[:, :1]
+        model = LVEBMEstimator(energy="linear", marginals="mixture", random_state=0).fit(X)
+        back = model.inverse_transform(model.transform(X))
+        np.testing.assert_allclose(back, np.broadcast_to(X.mean(), X.shape), atol=0.1)
 
     def test_a_row_does_not_vouch_for_itself(self, rng):
         """Rows of weight have copies: neighbours would explain all noise if these were apart."""

@@ -38,6 +38,9 @@ def as_spec(energy) -> EnergySpec:
             "energy must be a torch.nn.Module class or a factory, not an instance: every fit "
             "starts from a new module. Pass the class, or a function that returns a new module."
         )
+    if isinstance(energy, type) and issubclass(energy, EnergySpec):
+        name = energy.__name__
+        raise TypeError(f"energy must be an instance of {name}, not the class: pass {name}(...).")
     if callable(energy):
         return CustomEnergy(energy)
     raise TypeError(

@@ -219,6 +219,10 @@ class JointEnergy(nn.Module):
         """Parameters of f."""
         return _trainable(self.tilt)
 
+    def tilt_buffers(self) -> Iterator[Tensor]:
+        """What a user's module keeps beside its parameters; our own tilts change nothing there."""
+        return self.tilt.module.buffers() if isinstance(self.tilt, ModuleTilt) else iter(())
+
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that weight decay pulls to zero: network matrices and the mixing."""
         for name, parameter in self.named_parameters():

@@ -43,7 +43,9 @@ class EnergySpec(DocumentedMixin, BaseEstimator, ABC):
 
         Returns
         -------
-        energy : torch.nn.Module
+        energy : JointEnergy
+            A ``torch.nn.Module`` of this package. Energies of your own are modules that
+            :class:`CustomEnergy` wraps, not subclasses of this.
 
         Raises
         ------
@@ -59,6 +61,11 @@ class EnergySpec(DocumentedMixin, BaseEstimator, ABC):
     def weighs_smoothing(self) -> bool:
         """Whether automatic smoothing is asked for, or rows trained on as they are."""
         return False
+
+    @property
+    def is_decayed(self) -> bool:
+        """Whether automatic weight decay is that of networks, or none."""
+        return True
 
     def _checked_min_scale(self) -> float:
         value = self.min_scale

@@ -24,8 +24,10 @@ class CustomEnergy(EnergySpec):
     ----------
     factory : callable
         A ``torch.nn.Module`` class, or a function that returns a module, called as
-        ``factory(n_features, n_components)``. The module maps ``x (n, n_features)``, standardised,
-        and ``z (n, n_components)`` to energies ``(n,)`` in nats. exp(−E) must be integrable.
+        ``factory(n_features, n_components)``. The module maps ``x (n, n_features)``, standardised
+        (and mapped, with ``marginals="mixture"``), and ``z (n, n_components)`` to energies ``(n,)``
+        in nats. exp(−E) must be integrable. Its parameters are not decayed unless ``weight_decay``
+        is a number.
     min_scale : float, default=1e-3
         Lower bound of the Gaussian's noise, in standard deviations of a feature.
     """
@@ -33,6 +35,11 @@ class CustomEnergy(EnergySpec):
     def __init__(self, factory, min_scale=1e-3):
         self.factory = factory
         self.min_scale = min_scale
+
+    @property
+    def is_decayed(self) -> bool:
+        """What a user's parameters mean is not known, nor where they should go without data."""
+        return False
 
     def build(
         self, n_features: int, n_components: int, *, generator: torch.Generator

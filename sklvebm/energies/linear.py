@@ -19,8 +19,8 @@ class LinearEnergy(EnergySpec):
     ----------
     init : {"ppca", "random"}, default="ppca"
         "ppca" starts at the closed-form maximum likelihood (Tipping and Bishop 1999), where
-        ``inference="langevin"`` has nothing left to learn and stops. "random" starts from a random
-        W and gets there through the particles.
+        ``inference="langevin"`` with ``dynamics="mala"`` and no smoothing has nothing left to learn
+        and stops. "random" starts from a random W and gets there through the particles.
     min_scale : float, default=1e-3
         Lower bound of σ, in standard deviations of a feature.
     """
