@@ -892,7 +892,8 @@ class LVEBMEstimator(
             log p(x) in nats, in the user's units, float64; where entries are missing, that of what
             is seen.
         std : ndarray of shape (n_samples,)
-            Standard errors in nats. Only where ``return_std`` is True.
+            Standard errors in nats. Only where ``return_std`` is True. Near one, its largest value,
+            it says that the row's density may be far higher than estimated.
         """
         value, std, _ = self._log_evidence(X)
         log_prob = value - self.log_partition_

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+# Nats. The error of a row that is estimated from its draws reaches one at most, where a single
+# draw has all the weight.
+_UNCERTAIN = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreReport:
@@ -39,7 +43,9 @@ class ScoreReport:
     worst_rows : ndarray of shape (n_worst,)
         Rows of the lowest log-density, the lowest first.
     log_prob, row_std : ndarray of shape (n,)
-        log p of each row and its standard error.
+        log p of each row and its standard error. The latter comes from the weights of the row's
+        draws and cannot exceed one nat: near that, one draw has all the weight, and the row may be
+        far likelier than its score says.
     diagnostics : dict
         The estimator's ``diagnostics_``.
     """
@@ -65,6 +71,12 @@ class ScoreReport:
             f"  bounds from log Z: {self.bounds[0]:.3f} to {self.bounds[1]:.3f}",
         ]
         lines += [f"  log Z raised: {why}, {by:.2f} nats" for why, by in self.raised_by.items()]
+        uncertain = int((self.row_std > _UNCERTAIN).sum())
+        if uncertain:
+            lines.append(
+                f"  uncertain: {uncertain} row{'s' * (uncertain > 1)} with an error above "
+                f"{_UNCERTAIN} nats, which may be far too low"
+            )
         if len(self.worst_rows):
             worst = ", ".join(f"row {i}: {self.log_prob[i]:.1f}" for i in self.worst_rows)
             lines.append(f"  lowest: {worst}")

@@ -12,6 +12,7 @@ from test_exact_answers import reseeded
 
 from sklvebm import LVEBMEstimator
 from sklvebm.diagnostics import complaints, conditional_mixing, gap_statistics, joint_mixing
+from sklvebm.report import score_report
 
 HEALTHY = {
     "rhat_joint": 1.001,
@@ -117,6 +118,25 @@ def test_the_report_is_the_score_and_its_parts(fitted):
 def test_the_report_of_one_row_does_not_pretend_to_know_the_spread(fitted):
     model, X = fitted
     assert math.isnan(model.score_report(X[:1]).std_sampling)
+
+
+@pytest.mark.parametrize(("n", "line"), [(0, None), (1, "1 row with"), (3, "3 rows with")])
+def test_the_report_counts_rows_that_are_not_known(n, line):
+    row_std = np.r_[np.full(7, 0.1), np.full(n, 0.9)]
+    report = score_report(
+        -np.arange(len(row_std), dtype=float),
+        row_std,
+        std_rows=0.1,
+        log_partition=0.0,
+        std_partition=0.01,
+        bounds=(0.0, 0.0),
+        raised_by={},
+        n_worst=2,
+        diagnostics={},
+    )
+    found = [text for text in str(report).splitlines() if "uncertain" in text]
+    assert len(found) == (line is not None)
+    assert all(line in text for text in found)
 
 
 @pytest.mark.statistical
