@@ -1,4 +1,4 @@
-"""Data whose law is known: exact densities, and physical systems with exact identities.
+"""Data whose distribution is known: exact densities, and physical systems with exact identities.
 
 What a fitted density is held against: on fresh data no model scores above minus the entropy, on
 average. A :class:`KnownDensity` has ``sample``, ``log_prob`` and ``entropy``, in nats; a

@@ -1,7 +1,7 @@
 r"""Physical systems: two with an exact stationary density, and four that are integrated.
 
-Each integrated system has identities that its stationary law obeys exactly, whatever its shape:
-the mean of every time derivative is zero.
+Each integrated system has identities that its stationary distribution obeys exactly, whatever its
+shape: the mean of every time derivative is zero.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class MuellerBrown(_OnGrid):
 
 
 class DynamicalSystem(Drawn):
-    """States of a system, drawn independently from its long-run law.
+    """States of a system, drawn independently from its long-run distribution.
 
     Every row is the end of a trajectory of its own, so that rows are independent; it ends at a time
     uniform between half of ``duration`` and all of it, so that no phase is preferred.

@@ -1,8 +1,8 @@
 """An exact simultaneous band for one empirical distribution function seen from another's ranks.
 
-n rows and m draws are independent and of one continuous law. K_r, the number of rows up to the
-r-th smallest draw, then has a law that depends on n and m alone: every order of the n + m values
-is as likely as any other.
+n rows and m draws are independent and of one continuous distribution. That of K_r, the number of
+rows up to the r-th smallest draw, then depends on n and m alone: every order of the n + m values is
+as likely as any other.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _tails(n_rows: int, n_draws: int, ranks: NDArray) -> tuple[NDArray, NDArray]
 
 
 def _steps(n_rows: int, n_draws: int, ranks: NDArray) -> tuple[NDArray, dict[int, NDArray]]:
-    """Draws between successive ranks, and the law of the rows that fall between them.
+    """Draws between successive ranks, and the distribution of the rows that fall between them.
 
     Let each value be a draw with probability (m + 1)/(n + m + 1), else a row: the rows between
     ranks are then independent and negative binomial, and K is their sum, given that all make n.

@@ -22,9 +22,9 @@ _KINDS = ("quantile", "probability")
 
 
 class CalibrationDisplay:
-    r"""Score calibration: the law of log p(x) over held-out rows against that over model draws.
+    r"""Score calibration: log p(x) of held-out rows against that of draws from the model.
 
-    Where the rows follow the model, s = log p(x) has one law for rows and for draws. With
+    Where the rows follow the model, s = log p(x) has one distribution for rows and for draws. With
     :math:`t_{(r)}` the r-th smallest score of m draws, the share of the n rows that
     score no higher,
 
@@ -32,9 +32,9 @@ class CalibrationDisplay:
         n \hat F(r) ∼ \mathrm{BetaBinomial}(n, r, m + 1 - r),
 
     lies near the level r/(m + 1). The band holds the whole curve with probability ``confidence``:
-    it is exact for finite n and m and for any continuous law of s [3]_. Levels are the mass, under
-    the model, outside its highest-density regions [2]_, and a row's is its p-value in the
-    predictive check of [1]_.
+    it is exact for finite n and m and for any continuous distribution of s [3]_. Levels are the
+    mass, under the model, outside its highest-density regions [2]_, and a row's is its p-value in
+    the predictive check of [1]_.
 
     Below the diagonal of the probability plot (above that of the quantile plot) rows are more
     probable than draws: the model is too wide. The other way round rows lie where the model thinks
@@ -62,7 +62,7 @@ class CalibrationDisplay:
     Notes
     -----
     Leaving the band refutes the model; staying inside does not prove it, since other densities can
-    give s the same law. An error of log Z moves both laws alike and cannot be seen:
+    give s the same distribution. An error of log Z moves both alike and cannot be seen:
     ``log_partition_bounds_`` is there for that. Monte Carlo errors of the scores do no harm to the
     band: they are fixed functions of the row, the same for rows and draws.
 
@@ -118,7 +118,7 @@ class CalibrationDisplay:
         ax=None,
         **kwargs,
     ):
-        """Score rows and as many draws as asked for, and draw their laws.
+        """Score rows and as many draws as asked for, and draw their distributions.
 
         Parameters
         ----------
