@@ -13,12 +13,12 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import LVEBMEstimator
 from sklvebm.datasets import Moons
 
-warnings.simplefilter("ignore", ConvergenceWarning)
+# Fits are short here. In code of your own, leave this line out.
+warnings.filterwarnings("ignore", "the held-out log-likelihood was still rising")
 
 moons = Moons()
 X, X_test = moons.sample(600, random_state=0), moons.sample(200, random_state=1)

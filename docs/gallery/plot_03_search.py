@@ -6,7 +6,7 @@ Hyper-parameters by held-out likelihood, nested ones included, with ``max_iter``
 """
 
 # %%
-# ``score`` is a normalised log-likelihood, so it can be compared across every hyper-parameter,
+# ``score`` is a normalised log-likelihood, so it can be compared across hyper-parameters,
 # different energies and numbers of latents included. No ``scoring`` is needed. The budgets here
 # are tiny and there is one split: the search shows the mechanics, its winner says little.
 
@@ -15,13 +15,13 @@ import warnings
 import matplotlib.pyplot as plt
 import pandas as pd
 from sklearn.datasets import load_wine
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, ShuffleSplit
 
 from sklvebm import LVEBMEstimator
 
-warnings.simplefilter("ignore", ConvergenceWarning)
+# Fits are short here. In code of your own, leave this line out.
+warnings.filterwarnings("ignore", "the held-out log-likelihood was still rising")
 
 X = load_wine().data
 split = ShuffleSplit(1, test_size=0.3, random_state=0)

@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -23,7 +22,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from sklvebm import LVEBMEstimator
 
-warnings.simplefilter("ignore", ConvergenceWarning)
+# Fits are short here. In code of your own, leave this line out.
+warnings.filterwarnings("ignore", "the held-out log-likelihood was still rising")
 
 # %%
 # A made-up table: six sensor readings that lie near a curve, and the site that they come from.

@@ -18,14 +18,14 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_wine
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PowerTransformer, StandardScaler
 
 from sklvebm import LVEBMEstimator
 
-warnings.simplefilter("ignore", ConvergenceWarning)
+# Fits are short here. In code of your own, leave this line out.
+warnings.filterwarnings("ignore", "the held-out log-likelihood was still rising")
 
 X, X_test = train_test_split(load_wine().data, random_state=0)
 pipeline = make_pipeline(StandardScaler(), LVEBMEstimator(3, energy="linear")).fit(X)

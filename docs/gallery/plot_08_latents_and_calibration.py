@@ -15,14 +15,14 @@ import warnings
 import matplotlib.pyplot as plt
 from sklearn.calibration import CalibratedClassifierCV, CalibrationDisplay
 from sklearn.datasets import load_breast_cancer
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import brier_score_loss
 from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
 
 from sklvebm import LVEBMEstimator
 
-warnings.simplefilter("ignore", ConvergenceWarning)
+# Fits are short here. In code of your own, leave this line out.
+warnings.filterwarnings("ignore", "the held-out log-likelihood was still rising")
 
 X, y = load_breast_cancer(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.4, random_state=0)
