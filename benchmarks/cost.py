@@ -41,8 +41,8 @@ def median_seconds(call):
 
 
 def measure(name, X, rows):
-    """Costs of a model fitted for a moment: they depend on its sizes, hardly on its quality."""
-    model = LVEBMEstimator(10, max_iter=300, random_state=0).fit(X)
+    """Costs and errors of a default fit."""
+    model = LVEBMEstimator(10, random_state=0).fit(X)
     inner = model._model
     noise = Noise(generator_from_seed(0, inner.device))
     x = torch.as_tensor(model._units.to_model(X), dtype=inner.pool.dtype)

@@ -121,8 +121,8 @@ CASES = {
 
 def log_z_table(cases):
     lines = [
-        "| case | exact log Z | joint estimate less exact, nats, by seed | its standard error | "
-        "what `score` uses, less exact | doubted |",
+        "| case | exact log Z | joint estimate less exact, nats, by seed | its standard error, "
+        "largest of the seeds | what `score` uses, less exact | doubted |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in cases.items():

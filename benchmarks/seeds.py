@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/seeds.py --n-seeds 100`` (five to eight minutes a seed and core, one seed a
 core). It prints each seed's outcome, appends it to ``benchmarks/results/seeds.json``, so that runs
-add up, and writes the totals into ``docs/trust.md``. ``--anew`` sets aside what has been run so
-far, where code or tests have changed by more than words: it is counted apart.
+add up, and writes the totals into ``docs/trust.md``: of the last commit that changed code or tests,
+and of those before. Seeds that this commit has been run with are not run again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from digits import ROOT, insert
 RESULTS = ROOT / "benchmarks" / "results" / "seeds.json"
 
 
+def git(*arguments):
+    """What git prints of the last commit that changed what runs, or of another one."""
+    done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def last_commit():
+    return git("log", "-1", "--format=%h", "--", "sklvebm", "tests")
+
+
 def run(seed):
     """Outcome of one seed: how many passed, which failed, and the last commit of what ran."""
-    log = ["git", "log", "-1", "--format=%h", "--", "sklvebm", "tests"]
-    commit = subprocess.run(
-        log, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = last_commit()
     command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "statistical", f"--seed={seed}"]
     done = subprocess.run(
         command,
@@ -43,35 +50,42 @@ def run(seed):
     return {"seed": seed, "passed": int(passed[1]), "failed": failed, "commit": commit}
 
 
-def keep(outcomes):
-    RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
+def table(outcomes):
+    """Totals of the last commit, and of all those before it."""
+    last = last_commit()
+    groups = {True: [], False: []}
+    for outcome in outcomes:
+        groups[outcome["commit"] == last].append(outcome)
+    lines = ["| code and tests | seeds | tests in all | failures |", "|---|---|---|---|"]
+    for is_last, some in groups.items():
+        if not some:
+            continue
+        commits = {outcome["commit"] for outcome in some}
+        dates = sorted(git("show", "-s", "--format=%cs", commit) for commit in commits)
+        span = f"{dates[0]} to {dates[-1]}"
+        name = f"the last commit, of {dates[-1]}" if is_last else f"{len(commits)} before, {span}"
+        failed = [name for outcome in some for name in outcome["failed"]]
+        tests = sum(outcome["passed"] for outcome in some) + len(failed)
+        shown = ", ".join([str(len(failed)), *(f"`{name}`" for name in sorted(set(failed)))])
+        lines.append(f"| {name} | {len(some)} | {tests:,} | {shown} |")
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-seeds", type=int, default=100)
     parser.add_argument("--n-jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--anew", action="store_true", help="set aside what has been run")
     arguments = parser.parse_args()
     outcomes = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    if arguments.anew:
-        outcomes = [outcome | {"earlier": True} for outcome in outcomes]
-        keep(outcomes)
-    done = {outcome["seed"] for outcome in outcomes if not outcome.get("earlier")}
+    last = last_commit()
+    done = {outcome["seed"] for outcome in outcomes if outcome["commit"] == last}
     due = [seed for seed in range(arguments.n_seeds) if seed not in done]
     with ThreadPoolExecutor(arguments.n_jobs) as pool:
         for future in as_completed([pool.submit(run, seed) for seed in due]):
             outcomes.append(future.result())
             print(json.dumps(outcomes[-1]), flush=True)
-            keep(outcomes)
-    lines = ["| version | seeds | tests in all | failures |", "|---|---|---|---|"]
-    for version, earlier in (("this one", False), ("earlier ones", True)):
-        some = [outcome for outcome in outcomes if outcome.get("earlier", False) == earlier]
-        failed = [name for outcome in some for name in outcome["failed"]]
-        tests = sum(outcome["passed"] for outcome in some) + len(failed)
-        shown = ", ".join([str(len(failed)), *(f"`{name}`" for name in sorted(set(failed)))])
-        lines.append(f"| {version} | {len(some)} | {tests:,} | {shown} |")
-    text = "\n".join(lines)
+            RESULTS.write_text(json.dumps(outcomes, indent=1) + "\n")
+    text = table(outcomes)
     print(text)
     insert(ROOT / "docs" / "trust.md", "seeds", text)
 
