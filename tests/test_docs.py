@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from sklearn.datasets import load_wine
 
 import sklvebm
 import sklvebm.datasets
@@ -108,6 +109,27 @@ def test_examples_are_whole(example):
     lines = ast.get_docstring(ast.parse(example.read_text())).splitlines()
     assert len(lines) > 2
     assert lines[1] == "=" * len(lines[0])
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "README.md"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_blocks_run_in_order(page, tmp_path, monkeypatch):
+    """With shorter fits than a reader's; what the blocks make is there in the end."""
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    load_wine(as_frame=True).frame.to_csv("my_table.csv", index=False)
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / page).read_text())
+    source = "\n".join(blocks).replace("n_jobs=2", "n_jobs=1")
+    short = "max_iter=5, marginals='gaussian', smoothing=0, refit=False, "
+    source = source.replace("LVEBMOutlierDetector(", "LVEBMOutlierDetector(LVEBMEstimator(), ")
+    source = source.replace("LVEBMEstimator(", f"LVEBMEstimator({short}")
+    exec(compile(source, page, "exec"), names := {})
+    assert isinstance(names["search"].best_score_, float)
+    assert names["pipe"].score(names["X_test"], names["y_test"]) > 0.5
+    if page == "docs/quickstart.md":
+        assert names["filled"].notna().all(axis=None)
+        assert names["draws"].shape == (200, 1, 13)
+        assert set(names["labels"]) <= {-1, 1}
 
 
 def test_the_optuna_example_runs():
