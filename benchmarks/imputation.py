@@ -80,7 +80,7 @@ def table_of(results, note):
         cells.append(f"{seconds[0]:.0f}, {seconds[1]:.0f}")
         lines.append(f"| {table} | " + " | ".join(cells) + " |")
     n_seeds = sorted({len(seeds) for seeds in results.values()})
-    lines += ["", f"Seeds a table: {', '.join(map(str, n_seeds))}. {note}".rstrip()]
+    lines += ["", f"Seeds per table: {', '.join(map(str, n_seeds))}. {note}".rstrip()]
     return "\n".join(lines)
 
 
