@@ -66,7 +66,7 @@ def p_value(rows, case, gain):
     row = next(row for row in rows if row["case"] == case)
     shared = 0.0 if TRUTH in row["cells"] else row["n_normal"] / row["n_train"]
     error = gain.std(ddof=1) * np.sqrt(1 / len(gain) + shared)
-    return 2 * stats.t.sf(abs(gain.mean()) / error, len(gain) - 1)
+    return 2 * stats.t.sf(abs(gain.mean()) / error, len(gain) - 1) if error else 1.0
 
 
 def verdicts(rows, key="roc_auc"):

@@ -28,12 +28,12 @@ def git(*arguments):
 
 
 def last_commit():
-    return git("log", "-1", "--format=%h", "--", "sklvebm", "tests")
+    return git("log", "-1", "--format=%H %cs", "--", "sklvebm", "tests").split()
 
 
 def run(seed):
     """Outcome of one seed: how many passed, which failed, and the last commit of what ran."""
-    commit = last_commit()
+    commit, date = last_commit()
     command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "statistical", f"--seed={seed}"]
     done = subprocess.run(
         command,
@@ -47,12 +47,13 @@ def run(seed):
     passed = re.search(r"(\d+) passed", done.stdout)
     if passed is None or (done.returncode != 0 and not failed):
         raise RuntimeError(f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return {"seed": seed, "passed": int(passed[1]), "failed": failed, "commit": commit}
+    found = {"passed": int(passed[1]), "failed": failed}
+    return {"seed": seed, "commit": commit, "date": date} | found
 
 
 def table(outcomes):
     """Totals of the last commit, and of all those before it."""
-    last = last_commit()
+    last, _ = last_commit()
     groups = {True: [], False: []}
     for outcome in outcomes:
         groups[outcome["commit"] == last].append(outcome)
@@ -61,7 +62,7 @@ def table(outcomes):
         if not some:
             continue
         commits = {outcome["commit"] for outcome in some}
-        dates = sorted(git("show", "-s", "--format=%cs", commit) for commit in commits)
+        dates = sorted(outcome["date"] for outcome in some)
         span = f"{dates[0]} to {dates[-1]}"
         name = f"the last commit, of {dates[-1]}" if is_last else f"{len(commits)} before, {span}"
         failed = [name for outcome in some for name in outcome["failed"]]
@@ -77,7 +78,7 @@ def main():
     parser.add_argument("--n-jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     outcomes = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    last = last_commit()
+    last, _ = last_commit()
     done = {outcome["seed"] for outcome in outcomes if outcome["commit"] == last}
     due = [seed for seed in range(arguments.n_seeds) if seed not in done]
     with ThreadPoolExecutor(arguments.n_jobs) as pool:

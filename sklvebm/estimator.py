@@ -136,8 +136,9 @@ class LVEBMEstimator(
           observations are taken over draws.
         - "auto": short trial fits of the reference compare both on held-out rows, and "mixture" is
           taken if it is better by two standard errors. The choice does not depend on
-          ``random_state``. Only ``fit`` with the tilted energy and without Fourier features (more
-          than four features) compares; otherwise "gaussian".
+          ``random_state``. Only ``fit`` with the tilted energy compares, and only with noise that
+          is not isotropic and no Fourier features (more than four features); otherwise
+          "gaussian".
     whiten : bool, default=False
         Scale of the latents. False: rotated to principal axes and scaled like the scores of
         scikit-learn's PCA: largest first, in standard deviations of the features, so that distances
@@ -168,12 +169,13 @@ class LVEBMEstimator(
     pool_size : int, default=512
         Number of joint negatives: particles that follow the distribution of the model.
     step_size : float or "auto", default="auto"
-        Step size of all Langevin steps, in the coordinates that they move in (preconditioned
-        latents; the reference's coordinates). "auto" adapts it to an acceptance of 0.6, or, for
-        "ula", to the 0.9 that its steps would have been accepted with.
+        Step size of all Langevin steps, in the coordinates that they move in (latents,
+        preconditioned for "mala"; the reference's coordinates). "auto" adapts it to an acceptance
+        of 0.6, or, for "ula", to the 0.9 that its steps would have been accepted with.
     learning_rate : float, default=1e-2
         Initial learning rate of the reference. The tilt learns at a fifth of it (with "ula" at a
-        hundredth); ``partial_fit`` after the first, and ``warm_start``, at a tenth.
+        hundredth). Where reference and tilt are trained together, in ``partial_fit`` after the
+        first and in ``warm_start``, both learn at a tenth.
     weight_decay : float or "auto", default="auto"
         Decoupled decay of the networks' matrices, in units of the learning rate (AdamW). "auto" is
         400 divided by the number of rows seen, at least .03 and at most 3; 0 for a module of yours,
@@ -196,8 +198,8 @@ class LVEBMEstimator(
         evaluations in ``max_iter`` updates, at least five updates apart.
     validation_fraction : float, default=0.1
         Fraction of the distinct rows that is held out for early stopping: at least the smaller of
-        20 rows and a quarter of them, at most 256 rows, and never more than this share of the
-        weight.
+        20 rows and a quarter of them, at most 256 rows, and never a larger share of the weight
+        than of the rows.
     early_stopping : bool, default=True
         Stop by the held-out log-likelihood and keep the best state, or ``refit``. False trains on
         all rows for ``max_iter`` updates.
@@ -238,11 +240,11 @@ class LVEBMEstimator(
         callback asked to stop.
     history_ : list of dict
         One entry per evaluation, with keys "stage", "n_iter" (the update), "energy_gap" (nats, of
-        the last update; NaN in stages without a pool), "acceptance_conditional",
-        "acceptance_joint", "acceptance_sweep", and, where rows are held out, "log_likelihood" (of
-        these, nats per row, in standardised units) and "log_partition". With ``refit`` the entries
-        of the training on all rows come after the others. Where marginals are mapped, the maps are
-        those of all rows, held-out ones included.
+        the last update; NaN where there was none, and in stages without a pool),
+        "acceptance_conditional", "acceptance_joint", "acceptance_sweep", and, where rows are held
+        out, "log_likelihood" (of these, nats per row, in standardised units) and "log_partition".
+        With ``refit`` the entries of the training on all rows come after the others. Where
+        marginals are mapped, the maps are those of all rows, held-out ones included.
     marginals_ : {"gaussian", "mixture"}
         How the features are modelled.
     smoothing_ : float
@@ -262,11 +264,12 @@ class LVEBMEstimator(
     step_size_ : dict
         Final step sizes, "conditional" and "joint".
     diagnostics_ : dict
-        Final figures. In brackets what a fit is warned beyond: "acceptance_conditional",
-        "acceptance_joint" (below .15), "acceptance_sweep", "energy_gap", "energy_gap_mean" (beyond
-        5 nats) and "energy_gap_autocorrelation" (lag one) over the last half of the tilt stage,
-        "rhat_joint" (above 1.01), "ess_joint" (below 400), and "rhat_conditional" and
-        "ess_conditional", of a few short chains per row. Empty for a closed form.
+        Final figures. In brackets the limits beyond which ``fit`` warns: "acceptance_conditional",
+        "acceptance_joint" (.15; of the first also .97, with a fixed ``step_size``),
+        "acceptance_sweep", "energy_gap", "energy_gap_mean" (5 nats) and
+        "energy_gap_autocorrelation" (lag one) over the last half of the tilt stage, "rhat_joint"
+        (1.01), "ess_joint" (400), and "rhat_conditional" and "ess_conditional", of a few short
+        chains per row. Empty for a closed form.
     device_ : str
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -420,8 +423,9 @@ class LVEBMEstimator(
         Warns
         -----
         ConvergenceWarning
-            If the fit was still improving at ``max_iter``, or its chains or estimates of log Z
-            disagree. The text says what to change.
+            If the fit was still improving at ``max_iter``, training had to recover from a
+            divergence, chains hardly move or disagree, or estimates of log Z do. The text says what
+            to change.
         """
         with self._all_or_nothing():
             continued = self.warm_start and hasattr(self, "_model_state")
@@ -446,7 +450,7 @@ class LVEBMEstimator(
 
         The first batch sets the units (standardised where ``marginals`` is "auto"; "auto" smoothing
         is 0), starts at probabilistic PCA and trains in stages, as :meth:`fit` does; later ones
-        train reference and tilt together. Batches are not held out from. A pass is as many updates
+        train reference and tilt together. No rows are held out. A pass is as many updates
         as batches of ``batch_size`` make up the sum of the weights: let these average to one.
 
         Parameters

@@ -219,6 +219,8 @@ class Fit:
         # The file holds, beside where training is, where the search ended once it has.
         found = None if saved is None else saved["search"]
         if found is None:
+            # Where the file was given the last state of the search already, that is it.
+            self._search = saved
             searched = trainer.train(report, keep=self._keep_search, saved=saved)
             kept = self._search and self._search | {"outcome": searched.state_dict()}
             saved = None
@@ -237,7 +239,7 @@ class Fit:
                 trainer.train(lambda *_: False, saved=found)
             searched.complaints.append(
                 "training on all rows (refit) diverged; the model is the one from before, trained "
-                "with rows held out."
+                "with rows held out. Decrease learning_rate to have it refitted."
             )
             return trainer.result(searched)
 

@@ -190,7 +190,8 @@ def _em(parts: _Parts, size: int) -> tuple[_Mixtures, NDArray]:
     """
     weight = parts.weight
     total = weight.sum(1)
-    middle = (weight.cumsum(1) - weight / 2) / total[:, None]
+    # Of a feature that no row shows only the background is left.
+    middle = (weight.cumsum(1) - weight / 2) / np.where(total > 0, total, 1.0)[:, None]
     begun = np.minimum((middle * size).astype(int), size - 1)[..., None] == np.arange(size)
     mixtures = _maximised(parts, begun)
     likelihood = np.full(len(total), -np.inf)

@@ -136,7 +136,7 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            What the density takes; three rows at least.
+            What the density takes; under "auto" three rows at least.
         y : None
             Ignored.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -151,9 +151,9 @@ class LVEBMOutlierDetector(DocumentedMixin, OutlierMixin, BaseEstimator):
         TypeError
             If the density is none, or takes no weights and some are given.
         ValueError
-            If ``contamination`` or a weight is out of range, there are fewer than three rows, the
-            density refuses ``X``, or the offset is not finite. The detector is then, as after an
-            interrupt, what it was before the call.
+            If ``contamination`` or a weight is out of range, there are too few rows, the density
+            refuses ``X``, or the offset is not finite. The detector is then, as after an interrupt,
+            what it was before the call.
         """
         share = _checked_contamination(self.contamination)
         density = self._unfitted(sample_weight)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 # Nats. The error of a row that is estimated from its draws reaches one at most, where a single
 # draw has all the weight.
 _UNCERTAIN = 0.5
+# Where all draws of a row underflow its score is about the least number in single precision.
+_UNDERFLOWN = -1e37
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +73,11 @@ class ScoreReport:
             f"  bounds from log Z: {self.bounds[0]:.3f} to {self.bounds[1]:.3f}",
         ]
         lines += [f"  log Z raised: {why}, {by:.2f} nats" for why, by in self.raised_by.items()]
-        uncertain = int((self.row_std > _UNCERTAIN).sum())
+        uncertain = int(((self.row_std > _UNCERTAIN) | (self.log_prob < _UNDERFLOWN)).sum())
         if uncertain:
             lines.append(
-                f"  uncertain: {uncertain} row{'s' * (uncertain > 1)} with an error above "
-                f"{_UNCERTAIN} nats, which may be far too low"
+                f"  uncertain: {uncertain} row{'s' * (uncertain > 1)} whose log-density may be far "
+                f"too low (own error above {_UNCERTAIN} nats)"
             )
         if len(self.worst_rows):
             worst = ", ".join(f"row {i}: {self.log_prob[i]:.1f}" for i in self.worst_rows)

@@ -439,7 +439,8 @@ class Saddle:
         lr = run.cool()
         self.outcome.complaints.append(
             f"the {name} stage diverged at update {step} (energy gap {gap:.3g} nats); it "
-            f"continued from the last good state at a learning rate of {lr:.2g}."
+            f"continued from the last good state at a learning rate of {lr:.2g}. If more of these "
+            "come, decrease learning_rate, or look for extreme values in X."
         )
 
     def _record(

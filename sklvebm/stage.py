@@ -117,6 +117,7 @@ class Run(Stateful):
         patience: int,
     ) -> None:
         self.stage = stage
+        self._trained = energy
         self.average = copy.deepcopy(energy).eval().requires_grad_(False)
         # What of the energy, and of its average, is not zero in this stage.
         self.energy, self.shown = (
@@ -131,11 +132,6 @@ class Run(Stateful):
         self._pairs: tuple[list[Tensor], list[Tensor]] = (
             list(self.average.parameters()),
             list(energy.parameters()),
-        )
-        # A user's module may change buffers of its own whenever it is called.
-        self._buffers: tuple[list[Tensor], list[Tensor]] = (
-            list(self.average.tilt_buffers()),
-            list(energy.tilt_buffers()),
         )
         if not stage.uses_pool:
             patience = max(1, round(_PATIENCE_WITHOUT_POOL * patience))
@@ -197,5 +193,7 @@ class Run(Stateful):
         self.step += 1
         weight = (_AVERAGING + 1) / (_AVERAGING + self.step)
         torch._foreach_lerp_(*self._pairs, weight)
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+        # A user's module may change buffers, or put others in their place, whenever it is called.
+        pairs = zip(self.average.tilt_buffers(), self._trained.tilt_buffers(), strict=True)
+        for of_average, now in pairs:
+            of_average.copy_(now)

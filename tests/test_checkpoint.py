@@ -122,14 +122,19 @@ def test_interrupted_between_evaluations(X, path, uninterrupted, monkeypatch, ow
     assert_same_fit(model.fit(X), uninterrupted, X)
 
 
+@pytest.mark.parametrize("again", [None, 1, 2])
 @pytest.mark.parametrize("beyond", [0, 1, 3])
-def test_interrupted_while_refitting(X, path, monkeypatch, beyond):
-    """Before, at and after the first evaluations of the fit to all rows."""
+def test_interrupted_while_refitting(X, path, monkeypatch, beyond, again):
+    """Before, at and after the first evaluations of the fit to all rows; and again after that."""
     expected = quick(refit=True).fit(X)
     n_searched = sum("log_likelihood" in row for row in expected.history_)
     assert n_searched + 3 < len(expected.history_)
-    interrupt(monkeypatch, Reporter, "__call__", n_searched + beyond)
-    model = interrupted(quick(refit=True, checkpoint=path), X)
+    model = quick(refit=True, checkpoint=path)
+    for after in (n_searched + beyond, again):
+        if after is not None:
+            with monkeypatch.context() as patch:
+                interrupt(patch, Reporter, "__call__", after)
+                interrupted(model, X)
     assert_same_fit(model.fit(X), expected, X)
 
 
@@ -267,7 +272,6 @@ def test_killed_and_gone_on_with_in_another_process(X, path, uninterrupted):
 import os, sys, pickle
 import torch
 from sklearn.datasets import load_iris
-from sklearn.exceptions import ConvergenceWarning
 from sklvebm import LVEBMEstimator, TiltedEnergy
 from sklvebm.saddle import Saddle
 torch.set_num_threads(int(sys.argv[3]))

@@ -120,11 +120,15 @@ def test_the_report_of_one_row_does_not_pretend_to_know_the_spread(fitted):
     assert math.isnan(model.score_report(X[:1]).std_sampling)
 
 
-@pytest.mark.parametrize(("n", "line"), [(0, None), (1, "1 row with"), (3, "3 rows with")])
+@pytest.mark.parametrize(("n", "line"), [(0, None), (1, "1 row whose"), (3, "3 rows whose")])
 def test_the_report_counts_rows_that_are_not_known(n, line):
     row_std = np.r_[np.full(7, 0.1), np.full(n, 0.9)]
+    log_prob = -np.arange(len(row_std), dtype=float)
+    if n > 1:
+        # All of its draws underflow.
+        row_std[-1], log_prob[-1] = 0.0, -3.4e38
     report = score_report(
-        -np.arange(len(row_std), dtype=float),
+        log_prob,
         row_std,
         std_rows=0.1,
         log_partition=0.0,

@@ -386,7 +386,8 @@ class TestCustomEnergy:
             assert torch.equal(module.scale, torch.ones(4))
 
     @pytest.mark.parametrize("early_stopping", [True, False])
-    def test_its_buffers_are_those_of_training(self, X, early_stopping):
+    @pytest.mark.parametrize("in_place", [True, False])
+    def test_its_buffers_are_those_of_training(self, X, early_stopping, in_place):
         class Counted(Quadratic):
             def __init__(self, d, k):
                 super().__init__(d, k)
@@ -395,7 +396,12 @@ class TestCustomEnergy:
 
             def forward(self, x, z):
                 # Rows held out are judged in evaluation mode, as torch has it.
-                (self.n_calls if self.training else self.n_judged).add_(1)
+                if not self.training:
+                    self.n_judged.add_(1)
+                elif in_place:
+                    self.n_calls.add_(1)
+                else:
+                    self.n_calls = self.n_calls + 1
                 return super().forward(x, z)
 
         model = quick(energy=Counted, n_components=2, early_stopping=early_stopping).fit(X)
@@ -426,7 +432,7 @@ class TestCustomEnergy:
             def forward(self, x, z):
                 return super().forward(x, z)[:, None]
 
-        with pytest.raises(ValueError, match="one energy a pair"):
+        with pytest.raises(ValueError, match="one energy per pair"):
             quick(energy=Wrong, n_components=2).fit(X)
 
 

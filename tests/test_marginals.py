@@ -375,6 +375,15 @@ class TestChoice:
         maps = MarginalMaps.fitted(pilot, np.ones(len(pilot)))
         np.testing.assert_allclose(maps.inverse(judged[1].astype(np.float64)), judged[0], atol=1e-3)
 
+    def test_a_feature_that_no_row_shows(self, rng):
+        """Among the rows of a pilot, say: its map is that of the background."""
+        X = rng.standard_normal((50, 3))
+        X[:, 1] = np.nan
+        with np.errstate(all="raise"):
+            maps = MarginalMaps.fitted(X, np.ones(50))
+        assert np.isfinite(maps.knots).all()
+        assert (np.diff(maps.knots, axis=2) > 0).all()
+
     def test_a_gain_must_be_sure(self, monkeypatch, rng):
         value = np.tile([9.0, -8.9], 50)
         monkeypatch.setattr(Pilots, "gain", lambda *args: Gain(value, np.ones(100)))

@@ -30,7 +30,7 @@ from .common import (
     unique,
 )
 
-CAPTION = "Held-out likelihood against step size, a dot a seed."
+CAPTION = "Held-out likelihood against step size, a dot per seed."
 FULL = {
     "names": ("digits", "moons"),
     "step_sizes": ("auto", 0.01, 0.03, 0.1, 0.3, 1.0),
@@ -106,7 +106,7 @@ def picture(rows, path):
 
 
 def _series(axis, rows, steps, shift, colour):
-    """A dot a seed, a line through the means, a cross at the bottom for fits that diverged."""
+    """A dot per seed, a line through the means, a cross at the bottom for fits that diverged."""
     means = []
     for i, step in enumerate(steps):
         scores = column(selected(rows, step_size=step), "score")

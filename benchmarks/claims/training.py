@@ -33,7 +33,7 @@ from .common import (
     unique,
 )
 
-CAPTION = "Validation likelihood, energy gap and acceptances over training, one curve a seed."
+CAPTION = "Validation likelihood, energy gap and acceptances over training, one curve per seed."
 FULL = {"names": ("digits", "8 gaussians"), "seeds": range(3), "params": {}}
 QUICK = {"names": ("8 gaussians",), "seeds": range(1), "params": SMALL}
 _CONDITIONAL = "acceptance_conditional"

@@ -2,7 +2,7 @@
 An energy of your own
 =====================
 
-Any ``torch.nn.Module`` that maps ``(x, z)`` to one energy a row can be the model.
+Any ``torch.nn.Module`` that maps ``(x, z)`` to one energy per row can be the model.
 """
 
 # %%

@@ -113,6 +113,6 @@ class ModuleTilt(nn.Module):
         if energy.shape != flat_x.shape[:1]:
             raise ValueError(
                 f"the energy module returned shape {tuple(energy.shape)} for {len(flat_x)} pairs "
-                f"(x, z); it must return one energy a pair, shape ({len(flat_x)},)."
+                f"(x, z); it must return one energy per pair, shape ({len(flat_x)},)."
             )
         return energy.to(x.dtype).reshape(shape)
