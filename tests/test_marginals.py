@@ -379,7 +379,7 @@ class TestChoice:
         """Among the rows of a pilot, say: its map is that of the background."""
         X = rng.standard_normal((50, 3))
         X[:, 1] = np.nan
-        with np.errstate(all="raise"):
+        with np.errstate(divide="raise", invalid="raise"):
             maps = MarginalMaps.fitted(X, np.ones(50))
         assert np.isfinite(maps.knots).all()
         assert (np.diff(maps.knots, axis=2) > 0).all()
