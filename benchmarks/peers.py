@@ -4,7 +4,9 @@ Run ``python benchmarks/peers.py``; ``make bench`` does. A cell is one model on 
 table, in a process of its own on one thread, two cells at a time. What is done is skipped, so it
 can be stopped and resumed; ``--again NAME`` measures the cells of one model anew. Results are in
 ``benchmarks/results/peers``; ``peers_page.py`` makes the page and the README's table from them.
-``--quick`` runs a few cells in five minutes, prints them, and writes nothing.
+``--quick`` runs a few cells in five minutes, prints them, and writes nothing. ``--seconds`` times
+the models that the page compares by time, side by side on the first split of every table: nothing
+else should run beside it (twenty minutes on two cores).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from digits import ROOT, machine
 from tables import MANY, TABLES, Table
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
+SECONDS = ROOT / "benchmarks" / "results" / "peers-seconds.json"
 _N_SAMPLES = 1000
 _CV = 3
 # Densities that are measured behind our maps of single features too, on tables where fits of ours
@@ -271,6 +274,37 @@ def store(table: str, model: str, seed: int, found: dict[str, Any], rows: np.nda
         )
 
 
+# What is timed side by side, and what of a cell is kept of that.
+TIMED = ("sklvebm", "VAE", "GaussianMixture", "MAF", "NSF")
+COSTS = ("fit_s", "score_s", "transform_s", "sample_s", "peak_mib")
+
+
+def load_seconds() -> dict[str, Any]:
+    """``{"machine": …, "cells": {table: {model: costs}}}``."""
+    return json.loads(SECONDS.read_text()) if SECONDS.exists() else {"cells": {}}
+
+
+def store_seconds(table: str, model: str, seed: int, found: dict[str, Any], rows) -> None:
+    """Add the costs of one cell."""
+    content = load_seconds() | {"machine": machine()}
+    costs = {name: found[name] for name in COSTS if name in found}
+    content["cells"].setdefault(table, {})[model] = costs
+    SECONDS.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def untimed(tables, models):
+    """First splits of ``tables``, of those ``models`` that are timed and have not been."""
+    done = load_seconds()["cells"]
+    return [
+        (table, model, 0)
+        for table in tables
+        for model in TIMED
+        if model in models
+        and PEERS[model].applies(TABLES[table])
+        and model not in done.get(table, {})
+    ]
+
+
 def cells(tables, models, seeds, again):
     """What is still to be measured; the first seed of every table first.
 
@@ -288,7 +322,10 @@ def cells(tables, models, seeds, again):
 
 
 def run(work, n_jobs, keep):
-    """Measure the cells of ``work``, ``n_jobs`` at a time, each in a fresh process."""
+    """Measure the cells of ``work``, ``n_jobs`` at a time, each in a fresh process.
+
+    ``keep``, if any, takes what :func:`store` does.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     start = time.perf_counter()
     with ProcessPoolExecutor(n_jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -300,8 +337,8 @@ def run(work, n_jobs, keep):
             except Exception as error:  # one failed cell must not end hours of work
                 print(f"{cell}: failed, {type(error).__name__}: {error}", flush=True)
                 continue
-            if keep:
-                store(*cell, found, rows)
+            if keep is not None:
+                keep(*cell, found, rows)
             short = {k: round(v, 3) for k, v in found.items() if not k.endswith(("_floor", "_se"))}
             minutes = (time.perf_counter() - start) / 60
             print(f"[{count}/{len(jobs)}, {minutes:.1f} min] {cell} {short}", flush=True)
@@ -317,15 +354,18 @@ def main():
     parser.add_argument("--models", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of a table's splits")
     parser.add_argument("--again", nargs="+", default=[], help="models to measure anew")
+    parser.add_argument("--seconds", action="store_true", help="time, and measure nothing else")
     parser.add_argument("--n-jobs", type=int, default=2)
     arguments = parser.parse_args()
     chosen = (arguments.tables, arguments.models, arguments.seeds)
     if arguments.quick:
         tables, models, seeds = QUICK
-        work = [(t, m, s) for t in tables for m in models for s in seeds]
+        work, keep = [(t, m, s) for t in tables for m in models for s in seeds], None
+    elif arguments.seconds:
+        work, keep = untimed(arguments.tables, arguments.models), store_seconds
     else:
-        work = list(cells(*chosen, arguments.again))
-    run(work, arguments.n_jobs, keep=not arguments.quick)
+        work, keep = list(cells(*chosen, arguments.again)), store
+    run(work, arguments.n_jobs, keep)
 
 
 if __name__ == "__main__":
