@@ -54,7 +54,7 @@ def run(seed):
 def table(outcomes):
     """Totals of the last commit, and of all those before it."""
     last, _ = last_commit()
-    groups = {True: [], False: []}
+    groups: dict[bool, list[dict]] = {True: [], False: []}
     for outcome in outcomes:
         groups[outcome["commit"] == last].append(outcome)
     lines = ["| code and tests | seeds | tests in all | failures |", "|---|---|---|---|"]
