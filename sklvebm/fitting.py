@@ -301,5 +301,5 @@ class Fit:
         maps = None if knots is None else MarginalMaps(to_numpy(knots))
         self.units = replace(self.units, maps=maps)
         if form.weighs_smoothing:
-            width = settled("smoothing", lambda: pilots.smoothing(mapped=maps is not None))
+            width = settled("smoothing", lambda: pilots.smoothing(maps))
             self.form = form._replace(options=replace(form.options, smoothing=width))

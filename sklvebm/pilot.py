@@ -61,6 +61,10 @@ class _ReferenceAlone(EnergySpec):
         return self.spec.build(n_features, n_components, generator=generator).without_tilt()
 
 
+# What tells one pilot from another: maps, updates, and the width of kernels.
+_Pilot = tuple[MarginalMaps | None, int, float]
+
+
 class _Judged(NamedTuple):
     """Held-out rows ``x (n, d)``, their weights, and log p of each after a pilot."""
 
@@ -99,7 +103,7 @@ class Pilots:
     spec: EnergySpec
     options: Options
     device: torch.device
-    _found: dict[tuple[bool, int, float], _Judged | None] = field(default_factory=dict, repr=False)
+    _found: dict[_Pilot, _Judged | None] = field(default_factory=dict, repr=False)
 
     def knots(self, marginals: str) -> Tensor | None:
         """Of the maps that ``marginals`` stands for; None where it stands for none.
@@ -142,8 +146,10 @@ class Pilots:
         mean = share @ gain
         return bool(mean > _SURE * np.sqrt(share**2 @ (gain - mean) ** 2))
 
-    def smoothing(self, *, mapped: bool) -> float:
+    def smoothing(self, maps: MarginalMaps | None) -> float:
         """The width, of ``_WIDTHS``, up to which held-out rows gain ``tol`` or more by each.
+
+        Under ``maps``, those of the fit that is to come: all widths are judged under the same.
 
         None at all where the fit leaves the reference as it is.
         """
@@ -152,7 +158,7 @@ class Pilots:
             return taken
         for width in _WIDTHS:
             try:
-                judged = pilots._judged(mapped, n_updates, width)
+                judged = pilots._judged(maps, n_updates, width)
             except DivergenceError:
                 break
             if judged is None or not judged.mean > best + self.options.tol:
@@ -171,17 +177,17 @@ class Pilots:
     def gain(self, n_updates: int) -> Gain | None:
         """The difference after ``n_updates``; None where the table is too small to hold out of."""
         width = self.options.smoothing
-        plain, mapped = (self._judged(by, n_updates, width) for by in (False, True))
+        plain, mapped = (self._judged(by, n_updates, width) for by in (None, self.maps))
         if plain is None or mapped is None:
             return None
         change = np.nansum(self.maps.log_slope(mapped.x), 1)
         return Gain(mapped.log_prob + change - plain.log_prob, plain.weight)
 
-    def _judged(self, mapped: bool, n_updates: int, width: float) -> _Judged | None:
-        """Held-out rows after a pilot on the features, or on what the maps make of them."""
-        key = mapped, n_updates, width
+    def _judged(self, maps: MarginalMaps | None, n_updates: int, width: float) -> _Judged | None:
+        """Held-out rows after a pilot on the features, or on what ``maps`` make of them."""
+        key = maps, n_updates, width
         if key not in self._found:
-            x = self.maps.forward(self.X) if mapped else self.X
+            x = self.X if maps is None else maps.forward(self.X)
             self._found[key] = self._tried(x, n_updates, width)
         return self._found[key]
 

@@ -207,7 +207,8 @@ class TestAuto:
         model = automatic(**{"max_iter": 3, "marginals": "gaussian"} | params)
         assert model.fit(rng.standard_normal((n, 3))).smoothing_ == taken
 
-    def test_pilots_are_shared_with_the_marginals(self, rng, monkeypatch, capsys):
+    @pytest.mark.parametrize("maps", [True, False])
+    def test_pilots_are_shared_with_the_marginals(self, rng, monkeypatch, capsys, maps):
         calls, tried = [], Pilots._tried
 
         def counted(self, x, n_updates, smoothing):
@@ -216,9 +217,12 @@ class TestAuto:
 
         monkeypatch.setattr(Pilots, "_tried", counted)
         # Three quarters of the updates are the reference's.
-        model = automatic(max_iter=80, verbose=1, marginals="auto").fit(gridded(rng))
-        assert calls[:5] == [(15, 0.0)] * 2 + [(60, 0.0)] * 2 + [(60, 0.2)]
-        assert (60, 0.0) not in calls[5:]
+        X = gridded(rng) if maps else rng.standard_normal((300, 5))
+        model = automatic(max_iter=80, verbose=1, marginals="auto").fit(X)
+        assert calls[:4] == [(15, 0.0)] * 2 + [(60, 0.0)] * 2
+        # Widths are judged under the maps of the fit, which rows that judge maps have shaped.
+        assert calls[4 : 6 if maps else 5] == ([(60, 0.0)] if maps else []) + [(60, 0.2)]
+        assert model.marginals_ == ("mixture" if maps else "gaussian")
         told = capsys.readouterr().out
         assert f"marginals: {model.marginals_}" in told
         assert f"smoothing: {model.smoothing_:g}" in told
