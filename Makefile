@@ -34,6 +34,7 @@ test: $(VENV)/.installed  ## the whole suite
 
 bench: $(VENV)/.installed-bench  ## every table, every peer; resumable, hours on two cores
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers.py --seconds
 	$(BIN)/python benchmarks/peers_page.py
 
 bench-quick: $(VENV)/.installed-bench  ## two tables and five models, in five minutes

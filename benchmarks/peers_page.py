@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from digits import ROOT, insert
-from peers import FINE, ISOTROPIC, MAPPED, REGRESSED, TIMED, load, load_rows, load_seconds
+from peers import FINE, ISOTROPIC, MAPPED, REGRESSED, SPENT, TIMED, load, load_rows, load_seconds
 from scipy import stats
 from tables import MANY, PLANAR, TABLES, of_many_rows
 
@@ -24,7 +24,6 @@ LATENTS = ("PPCA", "FactorAnalysis", "BernoulliRBM", "VAE")
 AS_OURS = tuple(f"regressed {name}" for name in REGRESSED)
 BEHIND_MAPS = tuple(f"mapped {name}" for name in MAPPED)
 SAMPLERS = ("GaussianMixture", "VAE", "NSF", "MAF", "flow matching")
-_SECONDS = ("fit_s", "score_s", "transform_s", "sample_s")
 # First split that nothing of ours was decided with in view.
 _UNSEEN = 3
 # Nats beyond which differences are drawn at the edge of the picture.
@@ -365,7 +364,7 @@ def where():
     processors = ", ".join(sorted({m["processor"] for m in machines}))
     seeds = {len(v) for n in names for v in load(n)["cells"].values()}
     spent = [
-        sum(value for key, value in cell.items() if key in _SECONDS)
+        sum(value for key, value in cell.items() if key in SPENT)
         for name in names
         for model in load(name)["cells"].values()
         for cell in model.values()

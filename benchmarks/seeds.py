@@ -21,14 +21,11 @@ from digits import ROOT, insert
 RESULTS = ROOT / "benchmarks" / "results" / "seeds.json"
 
 
-def git(*arguments):
-    """What git prints of the last commit that changed what runs, or of another one."""
-    done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def last_commit():
-    return git("log", "-1", "--format=%H %cs", "--", "sklvebm", "tests").split()
+    """Hash and date of the last commit that changed what runs."""
+    log = ["git", "log", "-1", "--format=%H %cs", "--", "sklvebm", "tests"]
+    done = subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def run(seed):

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from small import ENERGIES, quick
 
@@ -41,6 +42,10 @@ def fitted(request, X):
 @pytest.mark.slow
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def test_it_is_a_density_to_scikit_learn():
+    assert get_tags(LVEBMEstimator()).estimator_type == "density_estimator"
 
 
 class TestAnswers:
