@@ -28,6 +28,7 @@ import torch
 from digits import ROOT, insert, machine
 from torch import Tensor, nn
 
+from sklvebm._products import affine, times
 from sklvebm.langevin import Differentiated, Noise, init, langevin_step, times_normal
 from sklvebm.networks import MLP
 
@@ -55,19 +56,27 @@ class Problem:
         self.start = torch.randn(n, d, generator=generator)
         self.noise = Noise(generator)
 
-    @property
-    def layers(self) -> list[nn.Linear]:
-        return [self.net.first[0], *self.net.rest]
+        # As torch has them, which is what a user's module is made of.
+        self.layers = [_as_torch_has_it(a) for a in (self.net.first[0], *self.net.rest)]
+        first, second, last = self.layers
+        self.module = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
 
     def log_tilt(self, u: Tensor) -> Tensor:
         return -self.net(u)[..., 0]
+
+    def energy(self, u: Tensor) -> Tensor:
+        """What a user would write."""
+        return 0.5 * u.square().sum(-1) + self.module(u)[..., 0]
 
     def log_tilt_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = self.net.vjp(self.net.enter(u))
         return -value[..., 0], self.net.leave(pull(torch.full_like(value, -1.0)), 0)
 
-    def log_density(self, u: Tensor) -> Tensor:
-        return self.log_tilt(u) - 0.5 * u.square().sum(-1)
+
+def _as_torch_has_it(layer: nn.Linear) -> nn.Linear:
+    plain = nn.Linear(layer.in_features, layer.out_features).requires_grad_(False)
+    plain.load_state_dict(layer.state_dict())
+    return plain
 
 
 def _ours(log_density, problem: Problem, metropolis: bool):
@@ -91,7 +100,7 @@ def by_hand(problem: Problem, metropolis: bool):
 
 def by_autograd(problem: Problem, metropolis: bool):
     """Ours, with the gradient of a user's module."""
-    return _ours(problem.log_density, problem, metropolis)
+    return _ours(lambda u: -problem.energy(u), problem, metropolis)
 
 
 def torchebm(problem: Problem, metropolis: bool):
@@ -105,14 +114,8 @@ def torchebm(problem: Problem, metropolis: bool):
         return None
 
     class Energy(BaseModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(
-                problem.layers[0], nn.SiLU(), problem.layers[1], nn.SiLU(), problem.layers[2]
-            )
-
         def forward(self, u: Tensor) -> Tensor:
-            return 0.5 * u.square().sum(-1) + self.net(u)[..., 0]
+            return problem.energy(u)
 
     sampler = LangevinDynamics(Energy(), step_size=STEP_SIZE, device="cpu")
     u = problem.start.clone()
@@ -169,19 +172,15 @@ def blackjax(problem: Problem, metropolis: bool):
 
 
 def floor(problem: Problem, metropolis: bool):
-    """The matrix products of a value and its gradient, into buffers that are there already."""
+    """The matrix products of a value and its gradient, by the faster of torch's libraries."""
     first, second, last = (layer.weight for layer in problem.layers)
-    u = problem.start.clone()
-    one, two = u @ first.T, u @ first.T @ second.T
-    value, back = two @ last.T, torch.empty_like(u)
+    u = problem.start
 
     def run(n_steps: int) -> None:
         for _ in range(n_steps):
-            torch.mm(u, first.T, out=one)
-            torch.mm(one, second.T, out=two)
-            torch.mm(two, last.T, out=value)
-            torch.mm(two, second, out=one)
-            torch.mm(one, first, out=back)
+            two = affine(affine(u, first), second)
+            affine(two, last)
+            times(times(two, second), first)
 
     return run
 

@@ -13,6 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ._products import affine, times
+
 
 class _Empty(nn.Linear):
     """An affine layer that does not draw its own parameters.
@@ -23,6 +25,9 @@ class _Empty(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Leave that to whoever builds the layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return affine(input, self.weight, self.bias)
 
 
 def linear(
@@ -97,7 +102,7 @@ class MLP(nn.Module):
 
     def leave(self, gradient: Tensor, i: int) -> Tensor:
         """The gradient by input i ``(..., n_i)``, from that by what the first layer receives."""
-        return gradient @ self._linear(self.first)[i].weight
+        return times(gradient, self._linear(self.first)[i].weight)
 
     def vjp(self, received: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The output for what the first hidden layer receives, and the way back.
@@ -112,7 +117,7 @@ class MLP(nn.Module):
 
         def pull(gradient: Tensor) -> Tensor:
             for layer, at in zip(reversed(layers), reversed(before), strict=True):
-                gradient = torch.ops.aten.silu_backward(gradient @ layer.weight, at)
+                gradient = torch.ops.aten.silu_backward(times(gradient, layer.weight), at)
             return gradient
 
         return received, pull

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from ._products import affine
 from ._threads import undivided
 from .langevin import LogDensity, Noise, Preconditioner, regularised
 from .state import Stateful
@@ -57,13 +58,15 @@ class Proposal(Stateful):
     covariances : Tensor of shape (c, m, m)
     """
 
-    STATE = ("weights", "means", "shapes", "_offsets")
+    STATE = ("weights", "means", "shapes", "_offsets", "_shifts")
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.weights, self.means = weights, means
         self.shapes = Preconditioner.from_covariance(covariances)
         log_dets = torch.diagonal(self.shapes.factor, dim1=1, dim2=2).log().sum(-1)
         self._offsets = weights.log() - log_dets
+        # Where the means come to lie as the components are made white.
+        self._shifts = (self.shapes.inverse_factor @ means[..., None]).flatten()
 
     @classmethod
     def reference(cls, like: Tensor) -> Proposal:
@@ -122,18 +125,26 @@ class Proposal(Stateful):
         picks = torch.multinomial(self.weights, n, True, generator=noise.generator)
         # Every component moves every draw: few operations, and none of a size that is itself drawn.
         moved = [
-            (part @ self.shapes.factor.transpose(1, 2))[
-                pick, torch.arange(len(pick), device=pick.device)
+            self._by_component(part, self.shapes.factor)[
+                torch.arange(len(pick), device=pick.device), pick
             ]
             for part, pick in zip(white.split(_CHUNK), picks.split(_CHUNK), strict=True)
         ]
         return self.means[picks] + torch.cat(moved)
 
+    @staticmethod
+    def _by_component(v: Tensor, matrices: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """Each of ``matrices (c, m, m)`` times each of ``v (n, m)``, plus ``shifts (c m,)``.
+
+        Shape ``(n, c, m)``: one product of all, not one for each component.
+        """
+        return affine(v, matrices.flatten(0, 1), shifts).unflatten(1, matrices.shape[:2])
+
     def log_prob(self, v: Tensor) -> Tensor:
         """log q of ``v (n, m)``."""
-        white = (v - self.means[:, None]) @ self.shapes.inverse_factor.transpose(1, 2)
-        terms = self._offsets[:, None] - 0.5 * white.square().sum(-1)
-        return torch.logsumexp(terms, 0) - 0.5 * v.shape[1] * math.log(2 * math.pi)
+        white = self._by_component(v, self.shapes.inverse_factor, -self._shifts)
+        terms = self._offsets - 0.5 * white.square().sum(-1)
+        return torch.logsumexp(terms, 1) - 0.5 * v.shape[1] * math.log(2 * math.pi)
 
     @torch.no_grad()
     def log_weight(self, v: Tensor, log_tilt: LogDensity) -> Tensor:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ._products import affine, times
 from .networks import MLP
 from .ppca import PPCA
 from .residuals import Residuals
@@ -241,14 +242,14 @@ class IsotropicReference(Reference):
         return self.net is not None
 
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
-        net, loc = self.net, nn.functional.linear(z, self.weight, self.loc)
+        net, loc = self.net, affine(z, self.weight, self.loc)
         log_scale = self.log_scale.clamp(min=self.min_log_scale)
         if net is None:
-            return loc, log_scale, lambda by_loc, by_log_scale: by_loc @ self.weight
+            return loc, log_scale, lambda by_loc, by_log_scale: times(by_loc, self.weight)
         output, pull_net = net.vjp(net.enter(z))
 
         def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
-            return by_loc @ self.weight + net.leave(pull_net(by_loc), 0)
+            return times(by_loc, self.weight) + net.leave(pull_net(by_loc), 0)
 
         return loc + output, log_scale, pull
 
@@ -331,17 +332,18 @@ class FlexibleReference(Reference):
         self.log_tail.clamp_(max=math.log(MAX_TAIL))
 
     def _conditional_vjp(self, z: Tensor) -> tuple[Tensor, Tensor, Pull]:
-        loc = nn.functional.linear(z, self.weight, self.loc)
+        loc = affine(z, self.weight, self.loc)
         output, pull_net = self.net.vjp(self.net.enter(z))
         shift, change = output.split(self.n_features, dim=-1)
-        bend = torch.tanh(change / _LOG_SCALE_RANGE)
-        log_scale = self.log_scale + _LOG_SCALE_RANGE * bend
+        # tanh t = 2σ(2t) − 1: torch's own takes up to ten times as long as its logistic function.
+        bend = torch.sigmoid(change * (2 / _LOG_SCALE_RANGE))
+        log_scale = torch.add(self.log_scale - _LOG_SCALE_RANGE, bend, alpha=2 * _LOG_SCALE_RANGE)
 
         def pull(by_loc: Tensor, by_log_scale: Tensor) -> Tensor:
-            free = torch.where(log_scale > self.min_log_scale, by_log_scale, 0.0)
-            by_change = torch.ops.aten.tanh_backward(free, bend)
+            free = torch.ops.aten.threshold_backward(by_log_scale, log_scale, self.min_log_scale)
+            by_change = torch.ops.aten.sigmoid_backward(free, bend).mul_(4.0)
             by_received = pull_net(torch.cat([by_loc, by_change], -1))
-            return by_loc @ self.weight + self.net.leave(by_received, 0)
+            return times(by_loc, self.weight) + self.net.leave(by_received, 0)
 
         return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
 

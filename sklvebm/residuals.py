@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import tails
+from ._products import affine, times
 from .tails import Tails
 
 
@@ -58,15 +59,15 @@ class Residuals:
 
     def unmix(self, residual: Tensor) -> Tensor:
         """B r for ``(..., d)``."""
-        return residual if self.unmixing is None else residual @ self.unmixing.T
+        return residual if self.unmixing is None else affine(residual, self.unmixing)
 
     def mix(self, scaled: Tensor) -> Tensor:
         """A r for ``(..., d)``."""
-        return scaled if self.mixing is None else scaled @ self.mixing.T
+        return scaled if self.mixing is None else affine(scaled, self.mixing)
 
     def mix_transposed(self, gradient: Tensor) -> Tensor:
         """Aᵀr: what a gradient by A r is by r."""
-        return gradient if self.mixing is None else gradient @ self.mixing
+        return gradient if self.mixing is None else times(gradient, self.mixing)
 
     def energy(self, residual: Tensor, log_scale: Tensor) -> Tensor:
         """−log density of ``residual (..., d)``, up to (d/2) log 2π: shape ``(...)``."""
@@ -78,5 +79,5 @@ class Residuals:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`energy`, and its gradients by ``residual`` and ``log_scale``, ``(..., d)``."""
         energy, slope, by_log_scale = self.tails.energy_and_slopes(self.unmix(residual), log_scale)
-        by_residual = slope if self.unmixing is None else slope @ self.unmixing
+        by_residual = slope if self.unmixing is None else times(slope, self.unmixing)
         return energy, by_residual, by_log_scale

@@ -10,7 +10,7 @@ import sklvebm
 ROOT = Path(sklvebm.__file__).parent
 # Each module may import from the layers above its own line, which stand lower in the house.
 LAYERS = [
-    {"state", "_threads"},
+    {"state", "_threads", "_products"},
     {
         "_arrays",
         "optimizer",

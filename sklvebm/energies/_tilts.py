@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .._products import affine, times
 from ..networks import MLP
 from ..reference import Reference
 
@@ -58,7 +59,7 @@ class NetworkTilt(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         if not self.frequencies.shape[1]:
             return x
-        angles = x @ self.frequencies
+        angles = times(x, self.frequencies)
         return torch.cat([x, angles.cos(), angles.sin()], -1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -88,8 +89,8 @@ class NetworkTilt(nn.Module):
         if not n:
             return by_features
         by_x, by_cos, by_sin = by_features.split([x.shape[-1], n, n], -1)
-        angles = x @ self.frequencies
-        return by_x + (by_sin * angles.cos() - by_cos * angles.sin()) @ self.frequencies.T
+        angles = times(x, self.frequencies)
+        return by_x + affine(by_sin * angles.cos() - by_cos * angles.sin(), self.frequencies)
 
 
 class ModuleTilt(nn.Module):
