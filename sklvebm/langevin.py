@@ -213,12 +213,17 @@ def metropolis_test(
     """Accept with probability min(1, e^``log_ratio``); never where that is not finite."""
     log_ratio = _finite(log_ratio)
     accepted = noise.uniform(log_ratio).log_() < log_ratio
-    moved = State(
-        torch.where(accepted[..., None], proposal.position, state.position),
-        torch.where(accepted, proposal.log_density, state.log_density),
-        torch.where(accepted[..., None], proposal.gradient, state.gradient),
+    return either(accepted, proposal, state), Info(lambda: log_ratio)
+
+
+def either(accepted: Tensor, new: State, old: State) -> State:
+    """``new`` where ``accepted (...)``, else ``old``."""
+    wide = accepted[..., None]
+    return State(
+        torch.where(wide, new.position, old.position),
+        torch.where(accepted, new.log_density, old.log_density),
+        torch.where(wide, new.gradient, old.gradient),
     )
-    return moved, Info(lambda: log_ratio)
 
 
 def _finite(log_ratio: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .langevin import LogDensity, Preconditioner, State, init, regularised, values
+from .langevin import LogDensity, Preconditioner, State, either, init, regularised, values
 from .mixtures import Guess
 
 # Least distance between two starts, in typical standard deviations.
@@ -97,11 +97,7 @@ def laplace(
         expected = scale.square() * size
         inverse = _learned(inverse, step, change, expected, climbs)
         better = climbs & (proposal.log_density >= state.log_density)
-        state = State(
-            torch.where(better[..., None], proposal.position, state.position),
-            torch.where(better, proposal.log_density, state.log_density),
-            torch.where(better[..., None], proposal.gradient, state.gradient),
-        )
+        state = either(better, proposal, state)
         length = torch.where(better, (_GROW * length).clamp(max=1.0), _SHRINK * length)
     return _peaks(state, inverse, first)
 

@@ -22,6 +22,7 @@ from .langevin import (
     Preconditioner,
     State,
     StepSize,
+    either,
     gaussian_step,
     independence_step,
     init,
@@ -242,12 +243,7 @@ class PointEstimates(Conditional):
             move = steps[:, None, None] * (state.gradient @ self.covariance)
             proposal = init(state.position + move, log_density)
             better = proposal.log_density >= state.log_density
-            keep = better[..., None]
-            state = type(state)(
-                torch.where(keep, proposal.position, state.position),
-                torch.where(better, proposal.log_density, state.log_density),
-                torch.where(keep, proposal.gradient, state.gradient),
-            )
+            state = either(better, proposal, state)
             if self.adapts:
                 steps = (steps * torch.where(better[:, 0], 1.1, 0.5)).clamp(1e-6, 2.0)
         self.location[rows], self.steps[rows] = state.position[:, 0], steps
