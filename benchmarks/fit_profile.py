@@ -9,7 +9,7 @@ meet the same machine. It prints the table; ``--keep`` writes
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import time
 import warnings
@@ -43,6 +43,7 @@ def timed_parts() -> dict[str, float]:
     A second belongs to the innermost part that it is spent in; those of the pilots, which are fits
     too, all to the pilots.
     """
+    import sklvebm
     from sklvebm import training
     from sklvebm.particles import JointPool, LangevinParticles
     from sklvebm.saddle import Saddle
@@ -69,7 +70,8 @@ def timed_parts() -> dict[str, float]:
 
         setattr(owner, name, counted)
 
-    if importlib.util.find_spec("sklvebm.pilot"):  # not in the code of before
+    # Not in the code of before, where an editable install would find this one's.
+    if (Path(sklvebm.__file__).parent / "pilot.py").exists():
         pilots = importlib.import_module("sklvebm.pilot").Pilots
         for question in ("knots", "smoothing"):
             if hasattr(pilots, question):

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 # Multiplications above which oneDNN is ahead; MKL takes as long for fewer columns as for this many,
 # but for a single one.
 _LARGE, _NARROW = 2**20, 32
+# The same where autograd keeps a record, which costs more of a function of ours than of torch's.
+_LARGE_RECORDED = 2**22
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -26,10 +28,12 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x (..., k)`` times the transpose of ``weight (n, k)``, plus ``bias (n,)``: ``(..., n)``."""
     if not _is_for_onednn(x, weight.shape[0]):
         return nn.functional.linear(x, weight, bias)
-    needs_gradient = (t.requires_grad for t in (x, weight, bias) if t is not None)
-    if torch.is_grad_enabled() and any(needs_gradient):
+    needed = (t.requires_grad for t in (x, weight, bias) if t is not None)
+    if not (torch.is_grad_enabled() and any(needed)):
+        return _by_onednn(x, weight, bias)
+    if x.numel() * weight.shape[0] > _LARGE_RECORDED:
         return _Affine.apply(x, weight, bias)
-    return _by_onednn(x, weight, bias)
+    return nn.functional.linear(x, weight, bias)
 
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ def onednn(monkeypatch):
         return operator(*args)
 
     monkeypatch.setattr(_products, "_LARGE", 0)
+    monkeypatch.setattr(_products, "_LARGE_RECORDED", 0)
     monkeypatch.setattr(_products, "_onednn", lambda: counted)
     return calls
 
