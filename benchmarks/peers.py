@@ -41,6 +41,8 @@ REGRESSED = ("VAE", "PPCA")
 FINE = "sklvebm, 256 frequencies"
 # Ours for latents that reconstruct.
 ISOTROPIC = "sklvebm, isotropic noise"
+# Ours for latents that classifiers read: maps of single features are left out.
+UNMAPPED = "sklvebm, no maps"
 
 
 class Peer(NamedTuple):
@@ -50,11 +52,12 @@ class Peer(NamedTuple):
     applies: Callable[[Table], bool] = lambda table: table.kind != MANY
 
 
-def _ours(**settings):
+def _ours(marginals="auto", **settings):
     def build(table, seed):
         from sklvebm import LVEBMEstimator, TiltedEnergy
 
-        return LVEBMEstimator(table.k, energy=TiltedEnergy(**settings), random_state=seed)
+        energy = TiltedEnergy(**settings)
+        return LVEBMEstimator(table.k, energy=energy, marginals=marginals, random_state=seed)
 
     return build
 
@@ -142,6 +145,7 @@ PEERS = {
     "sklvebm": Peer(_ours(), lambda table: True),
     FINE: Peer(_ours(n_frequencies=256), lambda table: table.kind in ("planar", MANY)),
     ISOTROPIC: Peer(_ours(noise="isotropic"), lambda table: table.kind in ("real", "physical")),
+    UNMAPPED: Peer(_ours(marginals="gaussian"), lambda table: table.labelled),
     "GaussianMixture": Peer(_mixture),
     "KernelDensity": Peer(_kernel_density),
     "PPCA": Peer(_factors("PCA")),

@@ -13,7 +13,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from digits import ROOT, insert
-from peers import FINE, ISOTROPIC, MAPPED, REGRESSED, SPENT, TIMED, load, load_rows, load_seconds
+from peers import (
+    FINE,
+    ISOTROPIC,
+    MAPPED,
+    REGRESSED,
+    SPENT,
+    TIMED,
+    UNMAPPED,
+    load,
+    load_rows,
+    load_seconds,
+)
 from scipy import stats
 from tables import MANY, PLANAR, TABLES, of_many_rows
 
@@ -214,20 +225,24 @@ def reconstruction_verdicts(model, noise):
         yield asked, wanted, count(ratios, lambda r: r <= 1.5)
 
 
-def latent_verdicts(labelled, key):
-    """The accuracy ``key`` on latents, against the best peer, and against each beyond chance."""
-    found = against(labelled, key, LATENTS, np.max)
-    yield f"{key} accuracy at or above all peers", "all", count(found, lambda f: f >= 0)
-    lags = [_lag(table, peer, key) for table in labelled for peer in LATENTS]
+def latent_verdicts(labelled, key, model, preset):
+    """The accuracy ``key`` on latents of ``model``, ours, against the best peer and against each.
+
+    Against each beyond chance.
+    """
+    found = against(labelled, key, LATENTS, np.max, model)
+    yield f"{key} accuracy at or above all peers{preset}", "all", count(found, lambda f: f >= 0)
+    lags = [_lag(table, model, peer, key) for table in labelled for peer in LATENTS]
     lags = [lag for lag in lags if lag is not None]
     behind = sum(short > 2 * error for short, error in lags)
     shown = f"{behind} of {len(lags)} (2 SE: {2 * np.median([e for _, e in lags]):.3f} by median)"
-    yield f"{key} accuracy of a peer higher by over 2 SE, tables × peers", "none", shown
+    asked = f"{key} accuracy of a peer higher by over 2 SE, tables × peers{preset}"
+    yield asked, "none", shown
 
 
-def _lag(table, peer, key):
-    """By how much ours falls short of ``peer``, and the standard error; None of a single split."""
-    ours, theirs = (load(table)["cells"].get(model, {}) for model in (OURS, peer))
+def _lag(table, model, peer, key):
+    """By how much ``model`` falls short of ``peer``, and its error; None of a single split."""
+    ours, theirs = (load(table)["cells"].get(name, {}) for name in (model, peer))
     seeds = [s for s in ours if key in ours[s] and key in theirs.get(s, {})]
     short = np.array([theirs[s][key] - ours[s][key] for s in seeds])
     return (short.mean(), error_over_splits(short, table)) if len(seeds) > 1 else None
@@ -249,8 +264,9 @@ def verdicts():
         lines.append((asked, "all", count(shares, lambda s: s >= 1 / 3)))
     for model, noise in ((OURS, ""), (ISOTROPIC, ", isotropic noise")):
         lines += reconstruction_verdicts(model, noise)
-    for key in ("logistic", "knn"):
-        lines += latent_verdicts(labelled, key)
+    for model, preset in ((OURS, ""), (UNMAPPED, ", no maps")):
+        for key in ("logistic", "knn"):
+            lines += latent_verdicts(labelled, key, model, preset)
     both = [c for c in load_seconds()["cells"].values() if {OURS, "VAE"} <= c.keys()]
     ratios = [cell[OURS]["fit_s"] / cell["VAE"]["fit_s"] for cell in both]
     times = f"{count(ratios, lambda r: r <= 3)} (median {np.nanmedian(ratios):.1f} ×)"
@@ -415,6 +431,7 @@ def blocks():
     real, physical, planar = of_kind("real"), of_kind("physical"), of_kind("planar")
     everything = [*real, *physical, *planar]
     labelled = [t for t in real if TABLES[t].labelled]
+    encoders = (OURS, UNMAPPED, ISOTROPIC, *LATENTS, "mapped VAE")
     decoders = (OURS, ISOTROPIC, "VAE", "VI", "hard EM", "PPCA", "FactorAnalysis")
     return {
         "verdicts": verdicts(),
@@ -438,8 +455,8 @@ def blocks():
         "isotropic": isotropic(of_kind("real", "physical", model=ISOTROPIC)),
         "samples": floors(everything),
         "modes": cells(planar),
-        "logistic": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "logistic", 3),
-        "knn": grid(labelled, (OURS, ISOTROPIC, *LATENTS, "mapped VAE"), "knn", 3),
+        "logistic": grid(labelled, encoders, "logistic", 3),
+        "knn": grid(labelled, encoders, "knn", 3),
         "scaled": scaled(labelled, (OURS, "PPCA", "VAE"), "knn"),
         "seconds": f"{costs(everything, 'fit_s')}\n\n{timed_where()}",
         "scoring": costs(everything, "score_s", 1),
