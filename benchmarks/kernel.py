@@ -1,4 +1,4 @@
-"""What one Langevin step costs: ours beside torchebm, blackjax and the matrix products alone.
+"""What one Langevin step costs: ours beside torchebm and blackjax, and beside its own parts.
 
 Run ``python benchmarks/kernel.py`` (a few minutes, one thread). It prints the table, writes
 ``benchmarks/results/kernel.json``, beside what other processors took, and puts the tables into
@@ -185,12 +185,26 @@ def floor(problem: Problem, metropolis: bool):
     return run
 
 
+def draws(problem: Problem, metropolis: bool):
+    """The random numbers of a step alone."""
+    start, noise = problem.start, problem.noise
+
+    def run(n_steps: int) -> None:
+        for _ in range(n_steps):
+            noise.normal(start)
+            if metropolis:
+                noise.uniform(start[:, 0])
+
+    return run
+
+
 CONTENDERS = {
     "sklvebm": by_hand,
     "sklvebm, a user's module": by_autograd,
     "torchebm": torchebm,
     "blackjax": blackjax,
     "matrix products": floor,
+    "random numbers": draws,
 }
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 _LARGE, _NARROW = 2**20, 32
 # The same where autograd keeps a record, which costs more of a function of ours than of torch's.
 _LARGE_RECORDED = 2**22
+# Between numbers of rows that oneDNN is asked for.
+_LEAST_STEP = 32
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -72,9 +74,21 @@ def _is_amd() -> bool:
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows are filled up with zeros: oneDNN compiles and keeps a kernel for each number of them."""
     operator = _onednn()
     assert operator is not None
-    return operator(x, weight, bias, "none", [], "")
+    rows = x.reshape(-1, x.shape[-1])
+    n = len(rows)
+    missing = _filled(n) - n
+    if missing:
+        rows = nn.functional.pad(rows, (0, 0, 0, missing))
+    return operator(rows, weight, bias, "none", [], "")[:n].reshape(*x.shape[:-1], -1)
+
+
+def _filled(n: int) -> int:
+    """The next number of rows at ``n`` or above that is in use: eight in each octave."""
+    step = max(_LEAST_STEP, 1 << max(0, (n - 1).bit_length() - 4))
+    return -(-n // step) * step
 
 
 class _Affine(torch.autograd.Function):

@@ -102,6 +102,15 @@ def test_gradients_of_gradients(onednn, generator):
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_numbers_of_rows_are_few():
+    """A kernel is compiled for each of them: at most an eighth is added above the least step."""
+    filled = {n: _products._filled(n) for n in range(1, 2**16 + 1)}
+    assert all(n <= up for n, up in filled.items())
+    assert all(up < n + max(32, n / 8) for n, up in filled.items())
+    assert len(set(filled.values())) <= 8 * 16
+    assert filled[2**10] == 2**10
+
+
 def test_what_goes_to_onednn(monkeypatch):
     """Large products of float32 on the processor, where it is switched on in torch."""
     monkeypatch.setattr(_products, "_onednn", lambda: print)
