@@ -77,11 +77,11 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Rows are filled up with zeros: oneDNN compiles and keeps a kernel for each number of them."""
     operator = _onednn()
     assert operator is not None
-    rows = x.reshape(-1, x.shape[-1])
-    n = len(rows)
+    n = x.numel() // x.shape[-1]
     missing = _filled(n) - n
-    if missing:
-        rows = nn.functional.pad(rows, (0, 0, 0, missing))
+    if not missing:
+        return operator(x, weight, bias, "none", [], "")
+    rows = nn.functional.pad(x.reshape(n, -1), (0, 0, 0, missing))
     return operator(rows, weight, bias, "none", [], "")[:n].reshape(*x.shape[:-1], -1)
 
 

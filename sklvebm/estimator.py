@@ -267,9 +267,9 @@ class LVEBMEstimator(
         Final figures. In brackets the limits beyond which ``fit`` warns: "acceptance_conditional",
         "acceptance_joint" (.15; of the first also .97, with a fixed ``step_size``),
         "acceptance_sweep", "energy_gap", "energy_gap_mean" (5 nats) and
-        "energy_gap_autocorrelation" (lag one) over the last half of the tilt stage, "rhat_joint"
-        (1.01), "ess_joint" (400), and "rhat_conditional" and "ess_conditional", of a few short
-        chains per row. Empty for a closed form.
+        "energy_gap_autocorrelation" (lag one) over the last half of the tilt stage, if the last
+        training had one, "rhat_joint" (1.01), "ess_joint" (400), and "rhat_conditional" and
+        "ess_conditional", of a few short chains per row. Empty for a closed form.
     device_ : str
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
