@@ -226,10 +226,7 @@ def reconstruction_verdicts(model, noise):
 
 
 def latent_verdicts(labelled, key, model, preset):
-    """The accuracy ``key`` on latents of ``model``, ours, against the best peer and against each.
-
-    Against each beyond chance.
-    """
+    """The accuracy ``key`` on latents of ``model``, ours: against the best peer, and each."""
     found = against(labelled, key, LATENTS, np.max, model)
     yield f"{key} accuracy at or above all peers{preset}", "all", count(found, lambda f: f >= 0)
     lags = [_lag(table, model, peer, key) for table in labelled for peer in LATENTS]

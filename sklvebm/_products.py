@@ -1,8 +1,8 @@
 """Matrix products by whichever of torch's two libraries is the faster on this processor.
 
 On a processor torch multiplies by MKL, which keeps its AVX-512 kernels to Intel's. On AMD's,
-oneDNN, which torch brings along too, takes half the time once a product is large enough to pay for
-the call, and rounds each row of it alike wherever the row stands. Torch's own way to it is an
+oneDNN, which torch brings along too, takes less time once a product is large enough to pay for the
+call, and rounds each row of it alike wherever the row stands. Torch's own way to it is an
 undocumented operator, the one that ``torch.compile`` calls: where there is none, MKL answers.
 """
 

@@ -335,7 +335,7 @@ class FlexibleReference(Reference):
         loc = affine(z, self.weight, self.loc)
         output, pull_net = self.net.vjp(self.net.enter(z))
         shift, change = output.split(self.n_features, dim=-1)
-        # tanh t = 2σ(2t) − 1: torch's own takes up to ten times as long as its logistic function.
+        # tanh t = 2σ(2t) − 1: torch's own can take several times as long as its logistic function.
         bend = torch.sigmoid(change * (2 / _LOG_SCALE_RANGE))
         log_scale = torch.add(self.log_scale - _LOG_SCALE_RANGE, bend, alpha=2 * _LOG_SCALE_RANGE)
 
