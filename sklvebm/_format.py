@@ -10,7 +10,7 @@ from . import __version__
 
 # One more whenever the arrays of a fitted model, or the specification that they are loaded into,
 # change what they are or mean: older files are then refused, or translated in `checked`.
-FORMAT = 4
+FORMAT = 5
 _STAMP = "_saved_by"
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .distributed import Group
 
-_FORMAT = b"sklvebm checkpoint 4\n"
+_FORMAT = b"sklvebm checkpoint 5\n"
 
 T = TypeVar("T")
 

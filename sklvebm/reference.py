@@ -2,10 +2,10 @@ r"""The normalised reference p_0(x, z), which starts as probabilistic PCA.
 
 .. math::
 
-    z = a, \qquad x = g(z) + A\,(s(z) ∘ t(ε)), \qquad (a, ε) ∼ N(0, I)
+    z = a, \qquad x = g(z) + A\,H(z)\,(s(z) ∘ t(ε)), \qquad (a, ε) ∼ N(0, I)
 
-with g(z) = Wz + μ + net(z), bounded log s(z), A = B⁻¹ for a B of determinant one, and t a
-monotone, increasing map of each coordinate that sets the tails (:class:`FlexibleReference`); or
+with g(z) = Wz + μ + net(z), bounded log s(z), A = B⁻¹ for a B of determinant one, shears H(z), and
+t a monotone, increasing map of each coordinate that sets the tails (:class:`FlexibleReference`); or
 x = g(z) + σε (:class:`IsotropicReference`). The map v = (a, ε) ↔ (x, z) is a bijection with a known
 Jacobian, so p_0 is normalised, sampled exactly, and read either way.
 
@@ -27,6 +27,7 @@ from ._products import affine, times
 from .networks import MLP
 from .ppca import PPCA
 from .residuals import Residuals
+from .shears import Shears
 
 _LOG_2PI = math.log(2 * math.pi)
 # Largest κ of the residuals (sklvebm.tails). Columns that hold one value for most rows ask for ever
@@ -67,6 +68,7 @@ class Reference(nn.Module, ABC):
         self.log_scale = nn.Parameter(torch.zeros(n_scales))
         self.net: MLP | None = None
         self.mixing: nn.Parameter | None = None
+        self.shears: Shears | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -293,7 +295,7 @@ class IsotropicReference(Reference):
 
 
 class FlexibleReference(Reference):
-    """x = g(z) + A(s(z) ∘ t(ε)): scales that follow z, tails and skewness a feature, a linear map.
+    """x = g(z) + A H(z)(s(z) ∘ t(ε)): scales and shears that follow z, tails, a linear map.
 
     Parameters
     ----------
@@ -304,6 +306,8 @@ class FlexibleReference(Reference):
         Hidden layers of the network behind g and log s.
     mixing : bool
         Whether A is learned; otherwise it stays the identity.
+    mixing_rank : int
+        Rank of each shear of H(z); 0 for the identity.
     """
 
     net: MLP
@@ -317,12 +321,15 @@ class FlexibleReference(Reference):
         generator: torch.Generator,
         hidden_layer_sizes: tuple[int, ...],
         mixing: bool = False,
+        mixing_rank: int = 0,
     ) -> None:
         d = n_features
         super().__init__(d, n_components, d, min_scale=min_scale)
         self.net = MLP([n_components], hidden_layer_sizes, 2 * d, generator=generator)
         if mixing:
             self.mixing = nn.Parameter(torch.zeros(d, d))
+        if mixing_rank:
+            self.shears = Shears(d, n_components, mixing_rank, generator=generator)
         self.log_tail = nn.Parameter(torch.full((d,), -2.0))
         self.skew = nn.Parameter(torch.zeros(d))
 
@@ -347,13 +354,24 @@ class FlexibleReference(Reference):
 
         return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
 
+    def _strengths(self, z: Tensor) -> Tensor | None:
+        """Strengths of the shears at z, if there are any."""
+        return None if self.shears is None else self.shears(z)
+
+    def _strengths_vjp(self, z: Tensor) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
+        """:meth:`_strengths`, and the way back to z."""
+        return (None, torch.zeros_like) if self.shears is None else self.shears.vjp(z)
+
     def residuals(self) -> Residuals:
+        with torch.no_grad():
+            shears = None if self.shears is None else self.shears.pair()
         mixing = None if self.mixing is None else self.mixing.detach()
-        return Residuals(self.log_tail.detach(), self.skew.detach(), mixing)
+        return Residuals(self.log_tail.detach(), self.skew.detach(), mixing, shears)
 
     def _learned(self) -> Residuals:
         """The residuals as gradients by the parameters see them."""
-        return Residuals(self.log_tail, self.skew, self.mixing)
+        shears = None if self.shears is None else self.shears.pair()
+        return Residuals(self.log_tail, self.skew, self.mixing, shears)
 
     def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         tails = self._learned().tails
@@ -362,33 +380,41 @@ class FlexibleReference(Reference):
     def to_noise(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         residuals = self._learned()
         loc, log_scale = self.conditional(z)
-        e = residuals.unmix(x - loc) * torch.exp(-log_scale)
+        unmixed = residuals.unmix(x - loc, self._strengths(z))
+        e = unmixed * torch.exp(-log_scale)
         noise, log_slope = residuals.tails.to_normal(e)
         return noise, (log_slope - log_scale).sum(-1)
 
     def from_noise(self, noise: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         residuals = residuals or self._learned()
         loc, log_scale = self.conditional(z)
-        return loc + residuals.mix(residuals.tails.from_normal(noise) * log_scale.exp())
+        scaled = residuals.tails.from_normal(noise) * log_scale.exp()
+        return loc + residuals.mix(scaled, self._strengths(z))
 
     def mean(self, z: Tensor) -> Tensor:
         residuals = self._learned()
         loc, log_scale = self.conditional(z)
-        return loc + residuals.mix(residuals.tails.mean() * log_scale.exp())
+        return loc + residuals.mix(residuals.tails.mean() * log_scale.exp(), self._strengths(z))
 
     def log_prob(self, x: Tensor, z: Tensor, residuals: Residuals | None = None) -> Tensor:
         residuals = residuals or self._learned()
         prior = self._prior(z)
         loc, log_scale = self.conditional(z)
-        return -prior - residuals.energy(x - loc, log_scale)
+        return -prior - residuals.energy(x - loc, log_scale, self._strengths(z))
 
     def energy_by_latent(
         self, x: Tensor, z: Tensor, residuals: Residuals | None = None
     ) -> tuple[Tensor, Tensor]:
         residuals = residuals or self._learned()
         loc, log_scale, pull = self._conditional_vjp(z)
-        energy, by_residual, by_log_scale = residuals.energy_and_slopes(x - loc, log_scale)
-        return energy + self._prior(z), z + pull(by_residual.neg(), by_log_scale)
+        strengths, pull_strengths = self._strengths_vjp(z)
+        energy, by_residual, by_log_scale, by_strengths = residuals.energy_and_slopes(
+            x - loc, log_scale, strengths
+        )
+        gradient = z + pull(by_residual.neg(), by_log_scale)
+        if by_strengths is not None:
+            gradient += pull_strengths(by_strengths)
+        return energy + self._prior(z), gradient
 
     def split_vjp(
         self, v: Tensor, residuals: Residuals | None = None
@@ -399,10 +425,14 @@ class FlexibleReference(Reference):
         scale = log_scale.exp()
         e, pull_tail = of.tails.from_normal_vjp(noise)
         scaled = e * scale
+        strengths, pull_strengths = self._strengths_vjp(z)
+        residual, pull_mix = of.mix_vjp(scaled, strengths)
 
         def pull_split(by_x: Tensor, by_z: Tensor) -> Tensor:
-            by_scaled = of.mix_transposed(by_x)
+            by_scaled, by_strengths = pull_mix(by_x)
             by_z = by_z + pull(by_x, by_scaled * scaled)
+            if by_strengths is not None:
+                by_z += pull_strengths(by_strengths)
             return torch.cat([by_z, pull_tail(by_scaled * scale)], -1)
 
-        return loc + of.mix(scaled), z, pull_split
+        return loc + residual, z, pull_split

@@ -46,9 +46,9 @@ from .stage import Stage
 _TILT_RATE = {"mala": 1 / 5, "ula": 1 / 100}
 _JOINT_RATE = 1 / 10
 # Share of the reference's updates that learn A, when the rest of it is learned and held: learned
-# along with it, A explains what could pass through the latents. It is soon learned: a fifth
-# is no better.
-_MIXING_SHARE = 1 / 15
+# along with it, A explains what could pass through the latents. It is soon learned; that which
+# follows the latents takes longer.
+_MIXING_SHARE, _SHARE_BY_LATENTS = 1 / 15, 1 / 4
 # Share of the reference's updates in which the latents of each row are at their mode: twice as many
 # are no better.
 _START_SHARE = 1 / 15
@@ -352,7 +352,8 @@ class Trainer:
             return [Stage("joint", reference + mixing + tilt, total, _JOINT_RATE, True)]
         first = max(1, round(energy.reference_share * total)) if tilt else total
         # The shortest fits, too, learn all there is to learn.
-        last = max(1, round(_MIXING_SHARE * first)) if mixing and first > 1 else 0
+        share = _MIXING_SHARE if energy.reference.shears is None else _SHARE_BY_LATENTS
+        last = max(1, round(share * first)) if mixing and first > 1 else 0
         start = round(_START_SHARE * first) if self._starts_at_modes else 0
         stages = [
             Stage("start", reference, start, 1.0, False, at_modes=True),

@@ -9,7 +9,7 @@ from sklvebm.langevin import Differentiated, tempered, times_normal, value_and_g
 D, K = 5, 3
 SPECS = {
     "tilted": TiltedEnergy(),
-    "mixing": TiltedEnergy(mixing=True),
+    "one mixing": TiltedEnergy(mixing_rank=0),
     "frequencies": TiltedEnergy(n_frequencies=8),
     "unbounded": TiltedEnergy(tilt_bound=None, hidden_layer_sizes=(16, 8, 4)),
     "least scale": TiltedEnergy(min_scale=0.9),

@@ -13,6 +13,7 @@ import torch
 from sklvebm import tails
 from sklvebm.ppca import PPCA
 from sklvebm.reference import MAX_TAIL, FlexibleReference, IsotropicReference, Reference
+from sklvebm.shears import Shears
 from sklvebm.tails import Tails
 
 
@@ -21,6 +22,7 @@ def uniform(generator, *shape):
 
 
 KINDS = {
+    "sheared": partial(FlexibleReference, hidden_layer_sizes=(8,), mixing=True, mixing_rank=2),
     "mixed": partial(FlexibleReference, hidden_layer_sizes=(8,), mixing=True),
     "flexible": partial(FlexibleReference, hidden_layer_sizes=(8,)),
     "isotropic": partial(IsotropicReference, hidden_layer_sizes=(8,)),
@@ -102,9 +104,10 @@ def test_integrates_to_one_in_two_dimensions(generator, kind):
     assert abs(log_mass) < 1e-7
 
 
-def test_the_conditional_of_two_mixed_features_integrates_to_one(generator):
+@pytest.mark.parametrize("kind", ["mixed", "sheared"])
+def test_the_conditional_of_two_mixed_features_integrates_to_one(generator, kind):
     """∫ p_0(x, z) dx = N(z; 0, I) at any z, with A mixing two features."""
-    reference = random_reference(generator, 2, 1)
+    reference = random_reference(generator, 2, 1, kind=kind)
     axis = np.arange(-60, 60, 0.12)
     for z in (-1.5, 0.3):
 
@@ -149,15 +152,46 @@ def test_answers_that_share_residuals_are_those_that_do_not(generator, kind):
     torch.testing.assert_close(pull(*found), alone(*expected))
 
 
-def test_the_mixing_undoes_the_unmixing_and_leaves_volumes(generator):
-    residuals = random_reference(generator, d=5).residuals()
+@pytest.mark.parametrize("kind", ["mixed", "sheared"])
+def test_the_mixing_undoes_the_unmixing_and_leaves_volumes(generator, kind):
+    reference = random_reference(generator, d=5, kind=kind)
+    residuals = reference.residuals()
     eye = torch.eye(5, dtype=torch.float64)
     torch.testing.assert_close(residuals.mixing @ residuals.unmixing, eye)
     assert float(torch.linalg.det(residuals.mixing)) == pytest.approx(1.0, abs=1e-12)
-    r = uniform(generator, 4, 5)
-    torch.testing.assert_close(residuals.unmix(residuals.mix(r)), r)
-    back = residuals.mix_transposed(r.flip(0))
-    torch.testing.assert_close((residuals.mix(r) * r.flip(0)).sum(), (r * back).sum())
+    r, z = uniform(generator, 4, 5), uniform(generator, 4, 2)
+    strengths = None if reference.shears is None else reference.shears(z)
+    mixed, pull = residuals.mix_vjp(r, strengths)
+    torch.testing.assert_close(mixed, residuals.mix(r, strengths))
+    torch.testing.assert_close(residuals.unmix(mixed, strengths), r)
+    back, _ = pull(r.flip(0))
+    torch.testing.assert_close((mixed * r.flip(0)).sum(), (r * back).sum())
+
+
+def test_shears_follow_the_latents_leave_volumes_and_start_at_the_identity(generator):
+    r, z = uniform(generator, 5, 3, 4), uniform(generator, 5, 3, 2)
+    shears = Shears(4, 2, 3, generator=generator).double()
+    assert not shears(z).any()
+    with torch.no_grad():
+        for parameter in shears.parameters():
+            parameter.copy_(uniform(generator, *parameter.shape))
+    shears.requires_grad_(False)
+    first, second = shears.pair()
+    c, after = shears(z).chunk(2, dim=-1)
+
+    # As matrices: one writes to the first half from the second, and then the other way round.
+    def matrices(shear, strengths):
+        return torch.eye(4) + shear.writes.T @ torch.diag_embed(strengths) @ shear.reads
+
+    one, other = matrices(first, c), matrices(second, after)
+    torch.testing.assert_close(one, one.triu())
+    torch.testing.assert_close(other, other.tril())
+    assert not torch.equal(one[0, 0], one[0, 1])
+    whole = (other @ one @ r[..., None])[..., 0]
+    torch.testing.assert_close(second(first(r, c), after), whole)
+    torch.testing.assert_close(first(second(whole, -after), -c), r)
+    det = torch.linalg.det(other @ one)
+    torch.testing.assert_close(det, torch.ones_like(det))
 
 
 # -- the tails' energy ---------------------------------------------------------------------------
@@ -304,8 +338,9 @@ def test_the_isotropic_reference_weighs_all_errors_alike(generator):
     torch.testing.assert_close(given_z, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("mixing", [True, False])
-def test_the_learned_reference_starts_at_ppca(rng, generator, mixing):
+def test_the_learned_reference_starts_at_ppca(rng, generator, mixing, rank):
     """Exactly, but for the tails, which start at κ = e⁻² and not at zero.
 
     With κ, log p_0 departs from PPCA by κ²(e⁴/6 − e²/2) at a residual of e standard deviations,
@@ -314,7 +349,13 @@ def test_the_learned_reference_starts_at_ppca(rng, generator, mixing):
     """
     ppca = PPCA(rng.standard_normal((2, 1)), rng.standard_normal(2), 0.7)
     reference = FlexibleReference(
-        2, 1, min_scale=1e-3, generator=generator, hidden_layer_sizes=(8,), mixing=mixing
+        2,
+        1,
+        min_scale=1e-3,
+        generator=generator,
+        hidden_layer_sizes=(8,),
+        mixing=mixing,
+        mixing_rank=rank,
     ).double()
     reference.set_ppca_(ppca)
     kappa = math.exp(-2.0)

@@ -30,6 +30,7 @@ LAYERS = [
         "ppca",
         "marginals",
     },
+    {"shears"},
     {"residuals"},
     {
         "reference",

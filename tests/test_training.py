@@ -151,6 +151,31 @@ def test_correlation_that_the_latent_leaves_goes_to_the_residuals(rng, seed):
     assert short[True] < 0.5 * short[False]
 
 
+def test_correlation_that_follows_the_latent_goes_to_the_shears(rng, seed):
+    """Pairs that move alike at one end of the latent, and against each other at the other.
+
+    p_0 alone: the tilt would learn it too.
+    """
+
+    def draw(n):
+        z = rng.standard_normal((n, 1))
+        e = rng.standard_normal((n, 4))
+        pairs = z * e[:, :2] + 0.3 * e[:, 2:]
+        X = np.hstack([3 * z + 0.1 * rng.standard_normal((n, 2)), e[:, :2], pairs])
+        return X
+
+    X, fresh = draw(2000), draw(2000)
+    found = {}
+    for rank in (0, "auto"):
+        energy = TiltedEnergy((16,), (16,), mixing_rank=rank, tilt_bound=1e-3)
+        model = LVEBMEstimator(1, energy=energy, max_iter=1200, random_state=seed).fit(X)
+        found[rank] = model.score(fresh)
+    # Two pairs, each E ½log(1 + z²/.3²) nats apart when nothing follows z; a quarter and more.
+    z = rng.standard_normal(100_000)
+    apart = 2 * np.log1p((z / 0.3) ** 2).mean() / 2
+    assert found["auto"] - found[0] > 0.25 * apart
+
+
 def test_the_best_state_is_the_one_kept(moons, seed, monkeypatch):
     """A stage starts from the best state of the one before, not from its last.
 

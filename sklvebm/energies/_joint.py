@@ -206,14 +206,17 @@ class JointEnergy(nn.Module):
         return torch.cat([mean, torch.zeros_like(x)], -1), torch.block_diag(covariance, eye)
 
     def reference_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of p_0 that are learned, but A's; none where it is frozen."""
+        """Parameters of p_0 that are learned, but A's and H's; none where it is frozen."""
         learned = _trainable(self.reference if self.reference_share else None)
-        return (p for p in learned if p is not self.reference.mixing)
+        last = set(map(id, self.mixing_parameters()))
+        return (p for p in learned if id(p) not in last)
 
     def mixing_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of A, which are learned last of p_0."""
+        """Those of A and H, which are learned last of p_0."""
         if self.reference_share and self.reference.mixing is not None:
             yield self.reference.mixing
+        if self.reference_share and self.reference.shears is not None:
+            yield from self.reference.shears.parameters()
 
     def tilt_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of f."""
@@ -224,7 +227,7 @@ class JointEnergy(nn.Module):
         return self.tilt.module.buffers() if isinstance(self.tilt, ModuleTilt) else iter(())
 
     def decayed_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that weight decay pulls to zero: network matrices and the mixing."""
+        """Parameters that weight decay pulls to zero: matrices of networks, A and H."""
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2 and name != "reference.weight":
                 yield parameter

@@ -28,16 +28,20 @@ _SHARE, _SHARE_WITH_FREQUENCIES = 0.75, 0.25
 _NOISES = ("flexible", "isotropic")
 # Features up to which A is learned by default: it has a weight for every pair of them, in order.
 _MIXED = 100
+# Rank of its dependence on z by default, and features up to which it has one: with more, rows are
+# too few for it, or it is no use.
+_RANK, _RANKED = 16, 30
 
 
 class TiltedEnergy(EnergySpec):
     r"""E(x, z) = −log p_0(x, z) + f(x, z), both learned.
 
-    p_0 draws z ∼ N(0, I) and x = g(z) + A(s(z) ∘ t(ε)) with ε ∼ N(0, I); it starts as
+    p_0 draws z ∼ N(0, I) and x = g(z) + A(z)(s(z) ∘ t(ε)) with ε ∼ N(0, I); it starts as
     probabilistic PCA. f is a network of (x, z), zero at the start and bounded. p_0 is learned
     first, for three quarters of the updates; with Fourier features for a quarter, and not at all
-    where there are as many latents as features, so that nothing is compressed. A is learned in the
-    last fifteenth of these updates, with the rest of p_0 held.
+    where there are as many latents as features, so that nothing is compressed. A(z) is learned in
+    the last quarter of these updates, with the rest of p_0 held; in the last fifteenth, where it
+    is the same for all z.
 
     What a feature's noise explains, the latents need not. ``noise="isotropic"`` gives all features
     the same: p_0 is then x = g(z) + σε, probabilistic PCA with a network for its mean, whose
@@ -52,11 +56,15 @@ class TiltedEnergy(EnergySpec):
     tilt_hidden_layer_sizes : tuple of int, default=(128, 128)
         Hidden layers of f.
     mixing : bool or "auto", default="auto"
-        Learn the linear map A of the residuals (of determinant one, the identity at the start).
+        Learn the linear map A(z) of the residuals (of determinant one, the identity at the start).
         Without it features are independent given z under p_0, and every other dependence is left
         to f. A comes after the rest of p_0, so that what can pass through the latents does, and
         early stopping drops it where it does not help on held-out rows. "auto" learns it for up
         to 100 features, where noise is flexible.
+    mixing_rank : int or "auto", default="auto"
+        Rank by which A(z) follows the latents: A(z) = A H(z), where H(z) are two shears of this
+        rank, between the halves of the features, whose strengths are a network of z. 0 for one A.
+        "auto" is 16 for up to 30 features, where A is learned and there are no Fourier features.
     n_frequencies : int or "auto", default="auto"
         Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
         to four features and none above: they make sharp edges learnable in few dimensions, and
@@ -86,6 +94,7 @@ class TiltedEnergy(EnergySpec):
         hidden_layer_sizes=(128, 128),
         tilt_hidden_layer_sizes=(128, 128),
         mixing="auto",
+        mixing_rank="auto",
         n_frequencies="auto",
         tilt_bound=10.0,
         min_scale=1e-3,
@@ -94,6 +103,7 @@ class TiltedEnergy(EnergySpec):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.tilt_hidden_layer_sizes = tilt_hidden_layer_sizes
         self.mixing = mixing
+        self.mixing_rank = mixing_rank
         self.n_frequencies = n_frequencies
         self.tilt_bound = tilt_bound
         self.min_scale = min_scale
@@ -123,6 +133,16 @@ class TiltedEnergy(EnergySpec):
         # One feature has nothing to be mixed with.
         return bool(mixing) and n_features > 1
 
+    def _checked_rank(self, n_features: int, n_frequencies: int) -> int:
+        rank, mixes = self.mixing_rank, self._mixes(n_features)
+        if isinstance(rank, str) and rank == "auto":
+            return _RANK if mixes and n_features <= _RANKED and not n_frequencies else 0
+        if isinstance(rank, bool) or not (isinstance(rank, int | np.integer) and rank >= 0):
+            raise ValueError(f"mixing_rank must be 'auto' or an integer >= 0, got {rank!r}.")
+        if rank and not mixes and n_features > 1:
+            raise ValueError(f"mixing_rank must be 0 or 'auto' without mixing, got {rank}.")
+        return int(rank) if mixes else 0
+
     def weighs_marginals(self, n_features: int) -> bool:
         """Where no Fourier features make the tilt learn the marginals, nor noise is isotropic.
 
@@ -144,7 +164,11 @@ class TiltedEnergy(EnergySpec):
 
         n_frequencies = checked_frequencies(self.n_frequencies, n_features)
         sizes = checked_sizes("hidden_layer_sizes", self.hidden_layer_sizes)
-        kind: Callable[..., Reference] = partial(FlexibleReference, mixing=self._mixes(n_features))
+        kind: Callable[..., Reference] = partial(
+            FlexibleReference,
+            mixing=self._mixes(n_features),
+            mixing_rank=self._checked_rank(n_features, n_frequencies),
+        )
         if self._is_isotropic():
             kind = IsotropicReference
         reference = kind(
