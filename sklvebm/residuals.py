@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import tails
 from ._products import affine, times
-from .shears import Shear
+from .shears import Shear, Step, sheared, sheared_vjp
 from .tails import Tails
 
 Pull = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -72,61 +72,47 @@ class Residuals:
         half = solve(lower, eye, upper=False, unitriangular=True)
         return solve(upper, half, upper=True, unitriangular=True)
 
+    def _steps(self, strengths: Tensor | None, *, back: bool = False) -> list[Step]:
+        """The shears of H in order, each with its strengths; of H⁻¹, where they go ``back``."""
+        if self._shears is None or strengths is None:
+            return []
+        steps = list(zip(self._shears, strengths.chunk(2, dim=-1), strict=True))
+        return [(shear, -strength) for shear, strength in reversed(steps)] if back else steps
+
     def unmix(self, residual: Tensor, strengths: Tensor | None) -> Tensor:
         """H⁻¹B r for ``(..., d)``."""
         unmixed = residual if self.unmixing is None else affine(residual, self.unmixing)
-        if self._shears is None or strengths is None:
-            return unmixed
-        (first, second), (c, after) = self._shears, strengths.neg().chunk(2, dim=-1)
-        return first(second(unmixed, after), c)
+        return sheared(unmixed, self._steps(strengths, back=True))
 
     def mix(self, scaled: Tensor, strengths: Tensor | None) -> Tensor:
         """A H r for ``(..., d)``."""
-        if self._shears is not None and strengths is not None:
-            (first, second), (c, after) = self._shears, strengths.chunk(2, dim=-1)
-            scaled = second(first(scaled, c), after)
-        return scaled if self.mixing is None else affine(scaled, self.mixing)
+        mixed = sheared(scaled, self._steps(strengths))
+        return mixed if self.mixing is None else affine(mixed, self.mixing)
 
     def mix_vjp(self, scaled: Tensor, strengths: Tensor | None) -> tuple[Tensor, Pull]:
         """:meth:`mix`, and the way back to gradients by ``scaled`` and ``strengths``."""
-        mixing = self.mixing
+        mixed, pull_shears = sheared_vjp(scaled, self._steps(strengths))
 
-        def pull(gradient: Tensor) -> Tensor:
-            return gradient if mixing is None else times(gradient, mixing)
+        def pull(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+            by_mixed = gradient if self.mixing is None else times(gradient, self.mixing)
+            by_scaled, parts = pull_shears(by_mixed)
+            return by_scaled, torch.cat(parts, -1) if parts else None
 
-        if self._shears is None or strengths is None:
-            return self.mix(scaled, None), lambda gradient: (pull(gradient), None)
-        (first, second), (c, after) = self._shears, strengths.chunk(2, dim=-1)
-        half, pull_first = first.vjp(scaled, c)
-        whole, pull_second = second.vjp(half, after)
-
-        def pull_all(gradient: Tensor) -> tuple[Tensor, Tensor]:
-            by_half, by_after = pull_second(pull(gradient))
-            by_scaled, by_c = pull_first(by_half)
-            return by_scaled, torch.cat([by_c, by_after], -1)
-
-        return whole if mixing is None else affine(whole, mixing), pull_all
+        return mixed if self.mixing is None else affine(mixed, self.mixing), pull
 
     def _unmix_vjp(self, residual: Tensor, strengths: Tensor | None) -> tuple[Tensor, Pull]:
         """:meth:`unmix`, and the way back to gradients by ``residual`` and ``strengths``."""
-        unmixing = self.unmixing
+        unmixed = residual if self.unmixing is None else affine(residual, self.unmixing)
+        unmixed, pull_shears = sheared_vjp(unmixed, self._steps(strengths, back=True))
 
-        def pull(gradient: Tensor) -> Tensor:
-            return gradient if unmixing is None else times(gradient, unmixing)
+        def pull(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+            by_unmixed, parts = pull_shears(gradient)
+            by_strengths = torch.cat(parts[::-1], -1).neg_() if parts else None
+            if self.unmixing is None:
+                return by_unmixed, by_strengths
+            return times(by_unmixed, self.unmixing), by_strengths
 
-        if self._shears is None or strengths is None:
-            return self.unmix(residual, None), lambda gradient: (pull(gradient), None)
-        (first, second), (c, after) = self._shears, strengths.neg().chunk(2, dim=-1)
-        whole = residual if unmixing is None else affine(residual, unmixing)
-        half, pull_second = second.vjp(whole, after)
-        unmixed, pull_first = first.vjp(half, c)
-
-        def pull_all(gradient: Tensor) -> tuple[Tensor, Tensor]:
-            by_half, by_c = pull_first(gradient)
-            by_whole, by_after = pull_second(by_half)
-            return pull(by_whole), torch.cat([by_c, by_after], -1).neg_()
-
-        return unmixed, pull_all
+        return unmixed, pull
 
     def energy(self, residual: Tensor, log_scale: Tensor, strengths: Tensor | None) -> Tensor:
         """−log density of ``residual (..., d)``, up to (d/2) log 2π: shape ``(...)``."""

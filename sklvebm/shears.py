@@ -6,14 +6,17 @@ r"""Shears of the residuals whose strengths follow the latents: a covariance tha
 
 The U_i ``(r, d)`` read one half of the features and the V_i ``(r, d)`` write to the other, so that
 either factor has determinant one, is undone by −D_i, and has the transpose that swaps U_i and V_i.
-The strengths, the diagonals of D_1(z) and D_2(z), are a network of z, zero at the start. In one
-dimension less than the linear map A they do what additive coupling layers do (Dinh, Krueger and
-Bengio 2015, "NICE: non-linear independent components estimation"), linear given z.
+The strengths, the diagonals of D_1(z) and D_2(z), are a network of z, zero at the start. Given z
+it is the linear case of additive coupling layers.
+
+References
+----------
+L. Dinh, D. Krueger and Y. Bengio (2015), "NICE: non-linear independent components estimation".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +49,36 @@ class Shear(NamedTuple):
             return gradient + times(written * strengths, self.reads), read * written
 
         return w + times(read * strengths, self.writes), pull
+
+
+Step = tuple[Shear, Tensor]
+"""A shear and its strengths ``(..., r)``."""
+
+
+def sheared(w: Tensor, steps: Sequence[Step]) -> Tensor:
+    """``w (..., d)`` after every step in turn."""
+    for shear, strengths in steps:
+        w = shear(w, strengths)
+    return w
+
+
+def sheared_vjp(
+    w: Tensor, steps: Sequence[Step]
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, list[Tensor]]]]:
+    """:func:`sheared`, and the way back to gradients by ``w`` and by the strengths of each step."""
+    pulls = []
+    for shear, strengths in steps:
+        w, pull = shear.vjp(w, strengths)
+        pulls.append(pull)
+
+    def pull_all(gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
+        parts = []
+        for pull in reversed(pulls):
+            gradient, by_strengths = pull(gradient)
+            parts.append(by_strengths)
+        return gradient, parts[::-1]
+
+    return w, pull_all
 
 
 class Shears(nn.Module):
