@@ -7,7 +7,9 @@ about as much with each doubling of the updates, and is carried on so to the len
 is to come.
 
 Rows that are learned by heart want kernels about them, others lose by any. Few rows are learned by
-heart soon, so that a short fit shows it, and wider kernels are tried as long as held-out rows gain.
+heart soon, so that held-out rows lose again before a short fit ends; then wider kernels are tried
+as long as held-out rows gain. While they still gain without kernels, a short fit knows no better:
+what kernels do for it is not what they do for a long one.
 """
 
 from __future__ import annotations
@@ -66,15 +68,25 @@ _Pilot = tuple[MarginalMaps | None, int, float]
 
 
 class _Judged(NamedTuple):
-    """Held-out rows ``x (n, d)``, their weights, and log p of each after a pilot."""
+    """Held-out rows ``x (n, d)``, their weights, and log p of each after a pilot.
+
+    ``lost (n,)`` is what is lost of each by the end of the reference's stage since its best.
+    """
 
     x: NDArray
     weight: NDArray
     log_prob: NDArray
+    lost: NDArray
 
     @property
     def mean(self) -> float:
         return float(np.average(self.log_prob, weights=self.weight))
+
+    @property
+    def learned_by_heart(self) -> bool:
+        """Whether rows lose again while those that are trained on gain."""
+        share = self.weight / self.weight.sum()
+        return bool(share @ _without_outliers(self.lost, share) > 0)
 
 
 class Gain(NamedTuple):
@@ -151,7 +163,7 @@ class Pilots:
 
         Under ``maps``, those of the fit that is to come: all widths are judged under the same.
 
-        None at all where the fit leaves the reference as it is.
+        None at all where rows are not learned by heart, or the fit leaves the reference as it is.
         """
         pilots, n_updates, best, taken = self.thinned(), self._most_updates(), -math.inf, 0.0
         if self._reference_updates() < 1:
@@ -164,6 +176,8 @@ class Pilots:
             if judged is None or not judged.mean > best + self.options.tol:
                 break
             best, taken = judged.mean, width
+            if not width and not judged.learned_by_heart:
+                break
         return taken
 
     def _most_updates(self) -> int:
@@ -216,15 +230,22 @@ class Pilots:
         held_out = trainer.held_out
         if held_out is None:
             return None
-        found = []
+        found: dict[str, list[tuple[float, Tensor]]] = {}
 
         def note(row: dict, snapshot: Callable) -> bool:
-            found.append((row["log_likelihood"], held_out.log_evidence))
+            stage = found.setdefault(row["stage"], [])
+            stage.append((row["log_likelihood"], held_out.log_evidence))
             return False
 
         trainer.train(note)
-        _, log_prob = max(found, key=lambda each: each[0])
-        answers = held_out.rows.x, held_out.rows.weight, log_prob
+
+        def best(evaluations: list[tuple[float, Tensor]]) -> tuple[float, Tensor]:
+            return max(evaluations, key=lambda each: each[0])
+
+        _, log_prob = best([best(stage) for stage in found.values()])
+        learned = found["reference"]
+        lost = best(learned)[1] - learned[-1][1]
+        answers = held_out.rows.x, held_out.rows.weight, log_prob, lost
         return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))
 
 

@@ -11,7 +11,7 @@ from small import interrupted, quick
 from statistical import assert_close_to
 
 from sklvebm import LinearEnergy, TiltedEnergy
-from sklvebm.pilot import Pilots
+from sklvebm.pilot import Pilots, _Judged
 from sklvebm.rows import Rows
 from sklvebm.saddle import DivergenceError
 from sklvebm.smoothing import ParzenWindows
@@ -145,6 +145,8 @@ def pilots_that_find(monkeypatch, means):
 
 
 class Judged(float):
+    learned_by_heart = True
+
     @property
     def mean(self):
         return float(self)
@@ -190,6 +192,43 @@ class TestAuto:
         assert model.smoothing_ == taken
         assert asked == list(means)
 
+    def test_rows_that_are_not_learned_by_heart(self, rng, monkeypatch):
+        """What kernels would do for a short fit says nothing of a long one."""
+        asked = pilots_that_find(monkeypatch, {0.0: 0.0, 0.2: 1.0})
+        monkeypatch.setattr(Judged, "learned_by_heart", False)
+        model = automatic(max_iter=3, marginals="gaussian").fit(rng.standard_normal((40, 5)))
+        assert model.smoothing_ == 0.0
+        assert asked == [0.0]
+
+    @pytest.mark.parametrize(
+        ("lost", "by_heart"),
+        [
+            (np.zeros(50), False),
+            (np.linspace(-0.5, 1.5, 50), True),
+            # One row that is suddenly impossible, while others gain; and the reverse.
+            (np.r_[100.0, np.full(49, -0.1)], False),
+            (np.r_[-100.0, np.full(49, 0.1)], True),
+        ],
+    )
+    def test_rows_are_learned_by_heart_where_most_lose(self, lost, by_heart):
+        judged = _Judged(np.zeros((50, 2)), np.ones(50), np.zeros(50), lost)
+        assert judged.learned_by_heart == by_heart
+
+    @pytest.mark.parametrize(("load", "by_heart"), [(load_wine, True), (load_breast_cancer, False)])
+    def test_a_pilot_says_what_is_lost_since_its_best(self, monkeypatch, load, by_heart):
+        found, tried = {}, Pilots._tried
+
+        def kept(self, x, n_updates, smoothing):
+            found[smoothing] = tried(self, x, n_updates, smoothing)
+            return found[smoothing]
+
+        monkeypatch.setattr(Pilots, "_tried", kept)
+        energy = TiltedEnergy((32,), (8,))
+        model = automatic(energy=energy, max_iter=200, marginals="gaussian").fit(load().data[::2])
+        lost = np.average(found[0.0].lost, weights=found[0.0].weight)
+        assert lost > 0 if by_heart else lost == 0
+        assert (model.smoothing_ > 0) == (len(found) > 1) == by_heart
+
     @pytest.mark.parametrize(
         ("n", "params", "taken"),
         [
@@ -218,6 +257,7 @@ class TestAuto:
         monkeypatch.setattr(Pilots, "_tried", counted)
         prefer = Pilots.prefer_maps
         monkeypatch.setattr(Pilots, "prefer_maps", lambda pilots: (prefer(pilots), maps)[1])
+        monkeypatch.setattr(_Judged, "learned_by_heart", True)
         # Three quarters of the updates are the reference's.
         model = automatic(max_iter=80, verbose=1, marginals="auto").fit(gridded(rng))
         assert calls[:4] == [(15, 0.0)] * 2 + [(60, 0.0)] * 2
