@@ -106,6 +106,14 @@ CELLS = [
     ("casp", "pool_size=1024", {"pool_size": 1024}),
     ("casp", "weight_decay=0.5", {"weight_decay": 0.5}),
     ("casp", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),
+    *(
+        ("casp", f"mixing_rank={rank}", {"energy": TiltedEnergy(mixing_rank=rank)})
+        for rank in (0, 4, 16, 64)
+    ),
+    *(
+        (name, "mixing_rank=0", {"energy": TiltedEnergy(mixing_rank=0)})
+        for name in ("wine", "wine white", "diabetes", "breast cancer", "vehicle", "mortgage")
+    ),
     ("wine", "defaults", {}),
     *marginals("wine"),
     ("wine", "mixing=False", {"energy": TiltedEnergy(mixing=False)}),

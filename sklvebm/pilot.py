@@ -70,23 +70,24 @@ _Pilot = tuple[MarginalMaps | None, int, float]
 class _Judged(NamedTuple):
     """Held-out rows ``x (n, d)``, their weights, and log p of each after a pilot.
 
-    ``lost (n,)`` is what is lost of each by the end of the reference's stage since its best.
+    ``peak`` and ``end (n,)`` are log p at the best and the last of the reference's own stage.
     """
 
     x: NDArray
     weight: NDArray
     log_prob: NDArray
-    lost: NDArray
+    peak: NDArray
+    end: NDArray
 
     @property
-    def mean(self) -> float:
-        return float(np.average(self.log_prob, weights=self.weight))
+    def mean_peak(self) -> float:
+        return float(np.average(self.peak, weights=self.weight))
 
     @property
     def learned_by_heart(self) -> bool:
         """Whether rows lose again while those that are trained on gain."""
         share = self.weight / self.weight.sum()
-        return bool(share @ _without_outliers(self.lost, share) > 0)
+        return bool(share @ _without_outliers(self.peak - self.end, share) > 0)
 
 
 class Gain(NamedTuple):
@@ -173,9 +174,9 @@ class Pilots:
                 judged = pilots._judged(maps, n_updates, width)
             except DivergenceError:
                 break
-            if judged is None or not judged.mean > best + self.options.tol:
+            if judged is None or not judged.mean_peak > best + self.options.tol:
                 break
-            best, taken = judged.mean, width
+            best, taken = judged.mean_peak, width
             if not width and not judged.learned_by_heart:
                 break
         return taken
@@ -243,9 +244,8 @@ class Pilots:
             return max(evaluations, key=lambda each: each[0])
 
         _, log_prob = best([best(stage) for stage in found.values()])
-        learned = found["reference"]
-        lost = best(learned)[1] - learned[-1][1]
-        answers = held_out.rows.x, held_out.rows.weight, log_prob, lost
+        (_, peak), (_, end) = best(found["reference"]), found["reference"][-1]
+        answers = held_out.rows.x, held_out.rows.weight, log_prob, peak, end
         return _Judged(*(to_numpy(part).astype(np.float64) for part in answers))
 
 

@@ -30,7 +30,7 @@ _NOISES = ("flexible", "isotropic")
 _MIXED = 100
 # Rank of its dependence on z by default, and features up to which it has one: with more, rows are
 # too few for it, or it is no use.
-_RANK, _RANKED = 16, 30
+_RANK, _RANKED = 32, 30
 
 
 class TiltedEnergy(EnergySpec):
