@@ -49,9 +49,14 @@ def of_kind(*kinds, model=OURS):
 
 
 def values(table, model, key):
-    """The figure ``key`` over seeds, an array; empty where it was not measured."""
-    seeds = load(table)["cells"].get(model, {})
-    return np.array([cell[key] for _, cell in sorted(seeds.items()) if key in cell])
+    """The figure ``key`` over the seeds that all models of ``table`` share, an array.
+
+    It is empty where the figure was not measured.
+    """
+    cells = load(table)["cells"]
+    shared = set.intersection(*map(set, cells.values()))
+    seeds = sorted(shared & set(cells.get(model, {})))
+    return np.array([cells[model][seed][key] for seed in seeds if key in cells[model][seed]])
 
 
 def mean(table, model, key):
