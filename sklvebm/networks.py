@@ -84,8 +84,13 @@ class MLP(nn.Module):
         self.rest = nn.ModuleList(
             linear(a, b, generator=generator) for a, b in itertools.pairwise(sizes)
         )
-        for parameter in self.rest[-1].parameters():
+        for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the output."""
+        return self._linear(self.rest)[-1]
 
     @staticmethod
     def _linear(layers: nn.ModuleList) -> list[nn.Linear]:

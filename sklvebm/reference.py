@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,14 @@ class Reference(nn.Module, ABC):
         return variance, torch.where(missing, 0.0, x - self.loc), (~missing).to(x.dtype)
 
 
+def _idle(parameters: Iterable[Tensor]) -> bool:
+    """Whether they are held at zero, as before the stage that learns them.
+
+    On an accelerator the answer would have to be waited for, and is no.
+    """
+    return not any(p.requires_grad or p.device.type != "cpu" or p.any() for p in parameters)
+
+
 class IsotropicReference(Reference):
     """x = g(z) + σε, one σ for all features and rows: PPCA, with a network for its mean or without.
 
@@ -355,23 +363,36 @@ class FlexibleReference(Reference):
         return loc + shift, log_scale.clamp(min=self.min_log_scale), pull
 
     def _strengths(self, z: Tensor) -> Tensor | None:
-        """Strengths of the shears at z, if there are any."""
-        return None if self.shears is None else self.shears(z)
+        """Strengths of the shears at z, if there are any to be worked out."""
+        return None if self._bending is None else self._bending(z)
 
     def _strengths_vjp(self, z: Tensor) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
         """:meth:`_strengths`, and the way back to z."""
-        return (None, torch.zeros_like) if self.shears is None else self.shears.vjp(z)
+        return (None, torch.zeros_like) if self._bending is None else self._bending.vjp(z)
+
+    @property
+    def _bending(self) -> Shears | None:
+        """The shears, unless they are idle."""
+        shears = self.shears
+        return None if shears is None or _idle(shears.net.last.parameters()) else shears
+
+    @property
+    def _turning(self) -> Tensor | None:
+        """The parameters of A, unless they are idle."""
+        return None if self.mixing is None or _idle([self.mixing]) else self.mixing
 
     def residuals(self) -> Residuals:
+        mixing, shears = self._turning, self._bending
         with torch.no_grad():
-            shears = None if self.shears is None else self.shears.pair()
-        mixing = None if self.mixing is None else self.mixing.detach()
-        return Residuals(self.log_tail.detach(), self.skew.detach(), mixing, shears)
+            pair = None if shears is None else shears.pair()
+        held = None if mixing is None else mixing.detach()
+        return Residuals(self.log_tail.detach(), self.skew.detach(), held, pair)
 
     def _learned(self) -> Residuals:
         """The residuals as gradients by the parameters see them."""
-        shears = None if self.shears is None else self.shears.pair()
-        return Residuals(self.log_tail, self.skew, self.mixing, shears)
+        shears = self._bending
+        pair = None if shears is None else shears.pair()
+        return Residuals(self.log_tail, self.skew, self._turning, pair)
 
     def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         tails = self._learned().tails

@@ -153,6 +153,38 @@ def test_answers_that_share_residuals_are_those_that_do_not(generator, kind):
 
 
 @pytest.mark.parametrize("kind", ["mixed", "sheared"])
+def test_maps_that_are_held_at_zero_are_left_out(generator, kind):
+    reference = random_reference(generator, kind=kind)
+    maps = [reference.mixing]
+    if reference.shears is not None:
+        maps += reference.shears.net.last.parameters()
+    v, x, z = (uniform(generator, 6, n) for n in (5, 3, 2))
+
+    def answers():
+        return (
+            *reference.split(v),
+            *reference.energy_by_latent(x, z),
+            reference.log_prob(x, z, reference.residuals()),
+            reference.to_noise(x, z)[0],
+            reference.mean(z),
+        )
+
+    with torch.no_grad():
+        for parameter in maps:
+            parameter.zero_()
+    while_learned = answers()
+    assert reference.residuals().unmixing is not None
+    reference.requires_grad_(False)
+    assert reference.residuals().unmixing is None
+    torch.testing.assert_close(answers(), while_learned, rtol=0, atol=0)
+    for parameter in maps:
+        parameter.view(-1)[1] = 0.3
+        others = answers()
+        assert not any(torch.equal(others[i], while_learned[i]) for i in (0, 2, 3, 4, 5))
+        parameter.zero_()
+
+
+@pytest.mark.parametrize("kind", ["mixed", "sheared"])
 def test_the_mixing_undoes_the_unmixing_and_leaves_volumes(generator, kind):
     reference = random_reference(generator, d=5, kind=kind)
     residuals = reference.residuals()
