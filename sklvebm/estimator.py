@@ -185,11 +185,12 @@ class LVEBMEstimator(
         Noise that is added to training rows, which keeps small tables from being memorised: a row
         is drawn anew from N(x, h² S) whenever it is used, where S is the covariance, about x, of
         its ten nearest neighbours in the units that the model learns in, and h is this number
-        (manifold Parzen windows [2]_). 0: none. "auto": short trial fits compare 0, .2 and .4 on
-        held-out rows; each must gain more than ``tol`` over the last. Only ``fit`` of fewer than
-        1,000 rows with the tilted energy compares; otherwise 0. Rows held out, and those that are
-        scored, stay as they are. To find neighbours takes time quadratic in the rows where there
-        are many features or missing entries.
+        (manifold Parzen windows [2]_). 0: none. "auto": where a short trial fit learns rows by
+        heart, so that held-out rows lose again before it ends, more of them compare 0, .2 and .4
+        on those; each must gain more than ``tol`` over the last. Only ``fit`` of fewer than 1,000
+        rows with the tilted energy compares; otherwise 0. Rows held out, and those that are scored,
+        stay as they are. To find neighbours takes time quadratic in the rows where there are many
+        features or missing entries.
     tol : float, default=1e-2
         Gain in held-out log-likelihood, in nats per row, that counts as an improvement.
     n_iter_no_change : int, default=12
