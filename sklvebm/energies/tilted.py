@@ -28,9 +28,9 @@ _SHARE, _SHARE_WITH_FREQUENCIES = 0.75, 0.25
 _NOISES = ("flexible", "isotropic")
 # Features up to which A is learned by default: it has a weight for every pair of them, in order.
 _MIXED = 100
-# Rank of its dependence on z by default, and features up to which it has one: with more, rows are
-# too few for it, or it is no use.
-_RANK, _RANKED = 32, 30
+# Rank of its dependence on z by default, and how many features get it: two to four have but a few
+# directions, and of more than thirty rows are too few for it, or it is no use.
+_RANK, _RANKED = 32, range(5, 31)
 
 
 class TiltedEnergy(EnergySpec):
@@ -64,7 +64,7 @@ class TiltedEnergy(EnergySpec):
     mixing_rank : int or "auto", default="auto"
         Rank by which A(z) follows the latents: A(z) = A H(z), where H(z) are two shears of this
         rank, between the halves of the features, whose strengths are a network of z. 0 for one A.
-        "auto" is 16 for up to 30 features, where A is learned and there are no Fourier features.
+        "auto" is 32 for five to 30 features, where A is learned and there are no Fourier features.
     n_frequencies : int or "auto", default="auto"
         Number of random Fourier features of x that f sees beside x itself. "auto" takes 64 for up
         to four features and none above: they make sharp edges learnable in few dimensions, and
@@ -136,7 +136,7 @@ class TiltedEnergy(EnergySpec):
     def _checked_rank(self, n_features: int, n_frequencies: int) -> int:
         rank, mixes = self.mixing_rank, self._mixes(n_features)
         if isinstance(rank, str) and rank == "auto":
-            return _RANK if mixes and n_features <= _RANKED and not n_frequencies else 0
+            return _RANK if mixes and n_features in _RANKED and not n_frequencies else 0
         if isinstance(rank, bool) or not (isinstance(rank, int | np.integer) and rank >= 0):
             raise ValueError(f"mixing_rank must be 'auto' or an integer >= 0, got {rank!r}.")
         if rank and not mixes and n_features > 1:
