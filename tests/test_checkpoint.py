@@ -23,7 +23,7 @@ from sklvebm.training import Trainer
 
 
 def quick(**params):
-    energy = TiltedEnergy((8,), (8,), n_frequencies=0)
+    energy = TiltedEnergy((8,), (8,), n_frequencies=0, mixing_rank=4)
     # Batches far smaller than the table: an interruption falls within a pass over it.
     small = {"n_components": 1, "energy": energy, "max_iter": 30, "pool_size": 64, "batch_size": 2}
     # No pilots before it, which test_marginals.py interrupts, and no second training after it.
@@ -282,7 +282,7 @@ def killed(*args):
         os._exit(3)
     return update(*args)
 Saddle.update = killed
-energy = TiltedEnergy((8,), (8,), n_frequencies=0)
+energy = TiltedEnergy((8,), (8,), n_frequencies=0, mixing_rank=4)
 model = LVEBMEstimator(
     1,
     energy=energy,
