@@ -54,9 +54,9 @@ def values(table, model, key):
     It is empty where the figure was not measured.
     """
     cells = load(table)["cells"]
-    shared = set.intersection(*map(set, cells.values()))
-    seeds = sorted(shared & set(cells.get(model, {})))
-    return np.array([cells[model][seed][key] for seed in seeds if key in cells[model][seed]])
+    found = sorted(cells.get(model, {}).items())
+    shared = [cell for seed, cell in found if all(seed in seeds for seeds in cells.values())]
+    return np.array([cell[key] for cell in shared if key in cell])
 
 
 def mean(table, model, key):

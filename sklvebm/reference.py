@@ -27,7 +27,7 @@ from ._products import affine, times
 from .networks import MLP
 from .ppca import PPCA
 from .residuals import Residuals
-from .shears import Shears
+from .shears import Shear, Shears
 
 _LOG_2PI = math.log(2 * math.pi)
 # Largest κ of the residuals (sklvebm.tails). Columns that hold one value for most rows ask for ever
@@ -212,14 +212,6 @@ class Reference(nn.Module, ABC):
         return variance, torch.where(missing, 0.0, x - self.loc), (~missing).to(x.dtype)
 
 
-def _idle(parameters: Iterable[Tensor]) -> bool:
-    """Whether they are held at zero, as before the stage that learns them.
-
-    On an accelerator the answer would have to be waited for, and is no.
-    """
-    return not any(p.requires_grad or p.device.type != "cpu" or p.any() for p in parameters)
-
-
 class IsotropicReference(Reference):
     """x = g(z) + σε, one σ for all features and rows: PPCA, with a network for its mean or without.
 
@@ -302,6 +294,14 @@ class IsotropicReference(Reference):
         return loc + noise * scale, z, pull_split
 
 
+def _idle(parameters: Iterable[Tensor]) -> bool:
+    """Whether they are held at zero, as before the stage that learns them.
+
+    On an accelerator the answer would have to be waited for, and is no.
+    """
+    return not any(p.requires_grad or p.device.type != "cpu" or p.any() for p in parameters)
+
+
 class FlexibleReference(Reference):
     """x = g(z) + A H(z)(s(z) ∘ t(ε)): scales and shears that follow z, tails, a linear map.
 
@@ -364,11 +364,13 @@ class FlexibleReference(Reference):
 
     def _strengths(self, z: Tensor) -> Tensor | None:
         """Strengths of the shears at z, if there are any to be worked out."""
-        return None if self._bending is None else self._bending(z)
+        shears = self._bending
+        return None if shears is None else shears(z)
 
     def _strengths_vjp(self, z: Tensor) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
         """:meth:`_strengths`, and the way back to z."""
-        return (None, torch.zeros_like) if self._bending is None else self._bending.vjp(z)
+        shears = self._bending
+        return (None, torch.zeros_like) if shears is None else shears.vjp(z)
 
     @property
     def _bending(self) -> Shears | None:
@@ -382,17 +384,20 @@ class FlexibleReference(Reference):
         return None if self.mixing is None or _idle([self.mixing]) else self.mixing
 
     def residuals(self) -> Residuals:
-        mixing, shears = self._turning, self._bending
         with torch.no_grad():
-            pair = None if shears is None else shears.pair()
+            pair = self._pair()
+        mixing = self._turning
         held = None if mixing is None else mixing.detach()
         return Residuals(self.log_tail.detach(), self.skew.detach(), held, pair)
 
     def _learned(self) -> Residuals:
         """The residuals as gradients by the parameters see them."""
+        return Residuals(self.log_tail, self.skew, self._turning, self._pair())
+
+    def _pair(self) -> tuple[Shear, Shear] | None:
+        """What the shears read and write, if there are any to be worked out."""
         shears = self._bending
-        pair = None if shears is None else shears.pair()
-        return Residuals(self.log_tail, self.skew, self._turning, pair)
+        return None if shears is None else shears.pair()
 
     def _tailed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         tails = self._learned().tails

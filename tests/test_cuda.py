@@ -27,7 +27,7 @@ KINDS = {
     "map": {"inference": "map"},
     "free": {"energy": "free"},
     "isotropic": {"energy": TiltedEnergy((16,), (16,), noise="isotropic")},
-    "mixed": {"energy": TiltedEnergy((16,), (16,), mixing=True, n_frequencies=0)},
+    "sheared": {"energy": TiltedEnergy((16,), (16,), n_frequencies=0, mixing_rank=4)},
     "linear": {"energy": LinearEnergy(init="random")},
     "smoothed": {"smoothing": 0.4},
 }

@@ -32,6 +32,7 @@ class Quartic(nn.Module):
 
 ENERGIES = {
     "tilted": TiltedEnergy((8,), (8,)),
+    "sheared": TiltedEnergy((8,), (8,), n_frequencies=0, mixing_rank=2),
     "isotropic": TiltedEnergy((8,), (8,), noise="isotropic"),
     "free": FreeEnergy((8,)),
     "linear": LinearEnergy(),
